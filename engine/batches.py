@@ -1,0 +1,62 @@
+"""The train loader as the loop sees it: from any batch of any epoch on, on the device, with the waiting time measured."""
+
+import inspect
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+
+from engine.device import to_device
+from engine.randomness import preserved_rng
+
+
+def samples_per_batch(train_loader: Iterable) -> int | None:
+    """Return the samples of one batch over all ranks, if the loader's batch sampler knows it."""
+    return getattr(getattr(train_loader, "batch_sampler", None), "samples_per_batch", None)
+
+
+class BatchStream:
+    """Iterate windows of `grad_accum_steps` batches of one epoch, starting at batch `start_batch`.
+
+    A batch sampler (or sampler) with ``set_epoch(epoch, start_batch=0)`` starts there at once. One with ``set_epoch(epoch)``
+    alone, or none at all, is iterated and its first batches are thrown away.
+    """
+
+    def __init__(self, train_loader: Iterable, device: torch.device) -> None:
+        self.train_loader = train_loader
+        self.device = device
+        self.seconds = 0.0  # waited for batches, in all
+        self._batches: Iterator[Any] = iter(())
+
+    def start(self, epoch: int, start_batch: int) -> None:
+        """Go to batch `start_batch` of `epoch` (both counted from 0)."""
+        to_skip = self._set_epoch(epoch, start_batch)
+        with preserved_rng(self.device):
+            self._batches = islice(iter(self.train_loader), to_skip, None)
+
+    def next_window(self, size: int) -> list:
+        """Return the next `size` batches, on the device.
+
+        Raises:
+            RuntimeError: the loader ends early, which means that its `len` is wrong.
+        """
+        started = time.perf_counter()
+        window = list(islice(self._batches, size))
+        self.seconds += time.perf_counter() - started
+        if len(window) < size:
+            raise RuntimeError(f"the train loader ended early: its len() is {len(self.train_loader)} batches")
+        return [to_device(batch, self.device) for batch in window]
+
+    def _set_epoch(self, epoch: int, start_batch: int) -> int:
+        for owner in ("batch_sampler", "sampler"):
+            set_epoch = getattr(getattr(self.train_loader, owner, None), "set_epoch", None)
+            if set_epoch is None:
+                continue
+            if "start_batch" in inspect.signature(set_epoch).parameters:
+                set_epoch(epoch, start_batch=start_batch)
+                return 0
+            set_epoch(epoch)
+            return start_batch
+        return start_batch

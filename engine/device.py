@@ -1,0 +1,52 @@
+"""Where a run computes: choosing the device, and moving batches to it."""
+
+from typing import Any
+
+import torch
+
+from engine.distributed import local_rank
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Turn "auto", "cpu", "cuda", "cuda:1" or "mps" into a device that exists; under torchrun each rank takes its own GPU.
+
+    Raises:
+        ValueError: the device is unknown, or not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            device = "cuda"
+        else:
+            device = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: {device!r} is not a device; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        return _cuda_device(device)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device: 'mps' asked for, but this PyTorch finds no Apple GPU; use --train.device cpu")
+    return device
+
+
+def _cuda_device(device: torch.device) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = local_rank() if device.index is None else device.index
+    if index >= count:
+        raise ValueError(
+            f"device: '{device}' (GPU {index}) asked for, but this PyTorch sees {count} CUDA device(s); "
+            "use --train.device cpu, or start no more processes than there are GPUs"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move tensors, and anything with a `.to`, inside lists, tuples and dicts to `device` without waiting for the copy."""
+    if hasattr(value, "to"):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(item, device) for item in value)
+    return value

@@ -1,0 +1,87 @@
+"""One process or many: the few questions and collectives that the loop and the hooks need."""
+
+import datetime
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+logger = logging.getLogger(__name__)
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def local_rank() -> int:
+    """Index of this process on its machine, as torchrun sets it."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main_process() -> bool:
+    return rank() == 0
+
+
+@contextmanager
+def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterator[None]:
+    """Join the process group that torchrun describes in the environment, and leave it at the end.
+
+    Does nothing in a process that torchrun did not start. The backend is NCCL on CUDA and Gloo elsewhere.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
+        yield
+        return
+    on_cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_cuda else "gloo",
+        timeout=datetime.timedelta(minutes=timeout_minutes),
+        device_id=device if on_cuda else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return every rank's `value`, in rank order, on every rank. A rank without data passes an empty value."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """Return the sum of `value` over the ranks; stays on the device."""
+    if is_distributed():
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def all_reduce_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean over ranks of 0-dim tensors, with one collective. All ranks pass the same keys."""
+    if not is_distributed() or not values:
+        return values
+    keys = sorted(values)
+    stacked = all_reduce_sum(torch.stack([values[key].detach().float() for key in keys])) / world_size()
+    return dict(zip(keys, stacked.unbind()))

@@ -1,0 +1,103 @@
+"""The interface between the loop and everything that watches or steers it.
+
+The loop, with every hook point in its place::
+
+    before_train
+    for epoch:
+        before_epoch
+        for step:                              # one optimizer update
+            before_step(batches)
+            for batch in batches:              # the accumulation window; DDP syncs gradients on the last one only
+                forward, loss, backward
+                after_batch(batch, outputs)
+            unscale gradients
+            before_optimizer_step
+            clip, optimizer.step, scaler.update, zero_grad, lr_scheduler.step;  trainer.step += 1
+            after_step
+        trainer.epoch += 1
+        after_epoch                            # a hook may evaluate and publish_metrics() -> after_eval(metrics)
+    after_train                                # normal end or trainer.stop()
+    close                                      # always, in reverse order, also after an exception
+
+Every hook runs on every rank, in list order: guard the write (``is_main_process()``), not the hook. ``trainer.step`` and
+``trainer.epoch`` count finished work, so ``trainer.step % n == 0`` needs no ``+ 1``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.trainer import Trainer
+
+HOOK_POINTS = (
+    "before_train",
+    "before_epoch",
+    "before_step",
+    "after_batch",
+    "before_optimizer_step",
+    "after_step",
+    "after_epoch",
+    "after_eval",
+    "after_train",
+)
+
+
+class Hook:
+    """Base class: override the points you need; every one of them does nothing here.
+
+    ``name`` is the class name unless set; it must be unique in a trainer and keys the hook's state in checkpoints.
+    A subclass with a method ``before_*`` or ``after_*`` that is not a hook point raises TypeError when it is defined.
+    """
+
+    name: str = "Hook"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for method in vars(cls):
+            if method.startswith(("before_", "after_")) and method not in HOOK_POINTS:
+                close = difflib.get_close_matches(method, HOOK_POINTS, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise TypeError(f"{cls.__name__}.{method} is not a hook point{hint} Hook points: {', '.join(HOOK_POINTS)}")
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Run once; the model is on its device and DDP-wrapped, a checkpoint is loaded. May add to `trainer.eval_models`."""
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        """Run after `model.train()` and after the sampler was told the epoch."""
+
+    def before_step(self, trainer: Trainer, batches: list) -> None:
+        """Run before the first batch of an update; `batches` (on device) is the whole window and may be changed in place."""
+
+    def after_batch(self, trainer: Trainer, batch: Any, outputs: dict[str, Tensor]) -> None:
+        """Run after each backward; gradients are still scaled and not yet synced: leave them alone."""
+
+    def before_optimizer_step(self, trainer: Trainer) -> None:
+        """Run when gradients are summed, averaged over ranks and unscaled, but not yet clipped. May change `.grad` in place."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Run after an update (made or skipped); `trainer.losses` and `trainer.grad_norm` are readable, but still on device."""
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Run when `trainer.epoch` already counts this epoch: save; evaluate and `trainer.publish_metrics`."""
+
+    def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Run whenever a hook publishes metrics; they are the same on all ranks and must not be edited."""
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Run once, at the normal end or after `trainer.stop()`; not after an exception."""
+
+    def close(self) -> None:
+        """Release files and processes; always runs, in reverse order of the hooks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; called before `before_train`."""

@@ -1,0 +1,297 @@
+"""The training loop: mixed precision, accumulation, clipping, DDP, resume at any step. All else is a hook's business."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from engine.batches import BatchStream, samples_per_batch
+from engine.device import resolve_device
+from engine.distributed import all_reduce_sum, gather_objects, is_distributed, rank, world_size
+from engine.hook import Hook
+from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
+from engine.randomness import rng_state, set_rng_state
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Train `model` with finished objects; see `engine/hook.py` for the order of events.
+
+    Args:
+        model: called as ``model(samples, targets)``.
+        criterion: called as ``criterion(outputs, targets)``; returns a dict of losses. The loss is the sum of
+            ``criterion.weight_dict[k] * losses[k]`` over the keys in both, or the plain sum without a `weight_dict`.
+        train_loader: has a length; yields ``(samples, targets)``, where samples have ``.to``. Its batch sampler may offer
+            ``set_epoch(epoch, start_batch=0)``, which makes a resume start at once.
+        max_epochs: passes over the loader; `train` returns when `epoch` reaches it.
+        grad_accum_steps: batches that make one step. Batches that do not fill a window at the end of an epoch are left out.
+        clip_grad_norm: largest global L2 norm of the gradients; 0 turns clipping off.
+        precision: "auto", "bf16", "fp16" or "fp32" (decides autocast and the loss scaler).
+        loss_normalize: "batch", every batch by its own box count; "window", all batches of a step, on all ranks, by their common
+            count (`criterion` must have ``count_boxes(targets)`` and take ``num_boxes=``), so that accumulation
+            gives the gradients of one big batch.
+        max_bad_steps: updates with non-finite gradients are skipped; that many in a row raise FloatingPointError.
+
+    Raises:
+        ValueError: two hooks with one name, or an epoch that cannot fill one window.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: Optimizer,
+        train_loader: Iterable,
+        *,
+        max_epochs: int,
+        lr_scheduler: LRScheduler | None = None,
+        hooks: Sequence[Hook] = (),
+        grad_accum_steps: int = 1,
+        clip_grad_norm: float = 0.0,
+        precision: str = "auto",
+        device: str | torch.device = "auto",
+        output_dir: str | Path = "output",
+        loss_normalize: str = "batch",
+        max_bad_steps: int = 20,
+    ) -> None:
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.scaler = make_scaler(self.device, self.precision)
+        self.unwrapped_model = model.to(self.device)
+        self.model = self._wrap(self.unwrapped_model)
+        self.criterion = criterion.to(self.device)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.train_loader = train_loader
+        self.hooks = _unique(hooks)
+        self.max_epochs, self.grad_accum_steps, self.clip_grad_norm = max_epochs, grad_accum_steps, clip_grad_norm
+        self.loss_normalize = _one_of("loss_normalize", loss_normalize, ("batch", "window"))
+        self.output_dir = Path(output_dir)
+
+        self.steps_per_epoch = len(train_loader) // grad_accum_steps
+        if self.steps_per_epoch == 0:
+            raise ValueError(f"{len(train_loader)} batches an epoch cannot fill grad_accum_steps={grad_accum_steps}")
+        self.max_steps = self.steps_per_epoch * max_epochs
+
+        self.epoch = 0  # finished epochs
+        self.step = 0  # finished updates, also the skipped ones
+        self.epoch_step = 0  # of them in the current epoch
+        self.num_images = 0  # passed through the model by this rank, in this process
+        self.losses: dict[str, Tensor] = {}  # of the last step, mean over its batches; "loss" is the weighted sum
+        self.grad_norm = torch.zeros((), device=self.device)  # of the last step, before clipping
+        self.metrics: dict[str, float] = {}  # published last
+        self.eval_models: dict[str, nn.Module] = {"regular": self.unwrapped_model}
+        self.stop_reason: str | None = None
+        self._batches = BatchStream(train_loader, self.device)
+        self._bad_steps = BadStepCounter(self.device, max_bad_steps)
+        self._loaded_rng: dict[str, Any] | None = None
+        self._publishing = False
+
+    @property
+    def data_seconds(self) -> float:
+        """Seconds that the loop has waited for batches."""
+        return self._batches.seconds
+
+    @property
+    def bad_steps(self) -> int:
+        """Updates skipped for non-finite gradients (on CUDA known some steps later)."""
+        return self._bad_steps.total
+
+    def train(self) -> None:
+        """Run from the current step to the end of `max_epochs`, or until `stop`."""
+        try:
+            self._call("before_train")
+            while self.epoch < self.max_epochs and self.stop_reason is None:
+                self._train_epoch()
+            self._call("after_train")
+        finally:
+            self._close_hooks()
+
+    def stop(self, reason: str) -> None:
+        """End training after the current step (all ranks must call it at the same step); the first reason is kept."""
+        self.stop_reason = self.stop_reason or reason
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        """Hand `metrics`, the same on all ranks, to every hook's `after_eval`.
+
+        Raises:
+            RuntimeError: called from within `after_eval`.
+        """
+        if self._publishing:
+            raise RuntimeError("publish_metrics was called from after_eval; publish from after_epoch or after_step")
+        self._publishing = True
+        try:
+            self.metrics = dict(metrics)
+            self._call("after_eval", self.metrics)
+        finally:
+            self._publishing = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs. Collective: every rank must call it, every rank gets the whole."""
+        return {
+            "model": self.unwrapped_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "epoch_step": self.epoch_step,
+            "samples_per_step": self._samples_per_step(),
+            "hooks": {hook.name: hook.state_dict() for hook in self.hooks},
+            "rng": gather_objects(rng_state(self.device)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; call it before `train`.
+
+        The number of ranks, batch size and epochs may differ from the saved run's: the data go on at the same sample of the
+        epoch, rounded down to a whole step.
+        """
+        self.unwrapped_model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._load_position(state)
+        if self.lr_scheduler and state["lr_scheduler"]:
+            moved = {} if self.step == state["step"] else {"last_epoch": self.step}
+            self.lr_scheduler.load_state_dict({**state["lr_scheduler"], **moved})
+        for hook in self.hooks:
+            if hook.name in state["hooks"]:
+                hook.load_state_dict(state["hooks"][hook.name])
+        unknown = sorted(set(state["hooks"]) - {hook.name for hook in self.hooks})
+        if unknown:
+            logger.warning("the checkpoint has state of hooks that this run does not have, left out: %s", ", ".join(unknown))
+        if rank() < len(state["rng"]):
+            self._loaded_rng = state["rng"][rank()]
+
+    def _load_position(self, state: dict[str, Any]) -> None:
+        self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
+        now, then = self._samples_per_step(), state["samples_per_step"]
+        if now and then and now != then:
+            self.epoch_step = min(self.epoch_step * then // now, self.steps_per_epoch - 1)
+            self.step = self.epoch * self.steps_per_epoch + self.epoch_step
+            logger.warning("a step had %d images and has %d now: going on at epoch %d, step %d", then, now, self.epoch, self.step)
+
+    def _samples_per_step(self) -> int | None:
+        per_batch = samples_per_batch(self.train_loader)
+        return per_batch * self.grad_accum_steps if per_batch else None
+
+    def _train_epoch(self) -> None:
+        self.model.train()
+        self.criterion.train()
+        self._batches.start(self.epoch, self.epoch_step * self.grad_accum_steps)
+        self._call("before_epoch")
+        if self._loaded_rng is not None:  # only now: hooks and loaders may have drawn numbers while they started
+            set_rng_state(self._loaded_rng, self.device)
+            self._loaded_rng = None
+        while self.epoch_step < self.steps_per_epoch and self.stop_reason is None:
+            self._train_step(self._batches.next_window(self.grad_accum_steps))
+        self._bad_steps.flush()
+        if self.epoch_step == self.steps_per_epoch:
+            self.epoch, self.epoch_step = self.epoch + 1, 0
+            self._call("after_epoch")
+
+    def _train_step(self, batches: list) -> None:
+        self._call("before_step", batches)
+        arguments = self._normalizer(batches)
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            losses = self._forward_backward(batch, arguments, is_last=index == len(batches) - 1)
+            for name, value in losses.items():
+                sums[name] = sums[name] + value if name in sums else value
+        self.losses = {name: value / len(batches) for name, value in sums.items()}
+        self._update(batches)
+        self._call("after_step")
+
+    def _forward_backward(self, batch: Any, arguments: dict[str, Any], *, is_last: bool) -> dict[str, Tensor]:
+        samples, targets = batch
+        with ExitStack() as stack:
+            if is_distributed() and not is_last:
+                stack.enter_context(self.model.no_sync())
+            with autocast(self.device, self.precision):
+                outputs = self.model(samples, targets)
+            losses = self.criterion(outputs, targets, **arguments)
+            loss = self._total(losses)
+            self.scaler.scale(loss / self.grad_accum_steps).backward()
+        self.num_images += len(targets)
+        self._call("after_batch", batch, outputs)
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def _update(self, batches: list) -> None:
+        self.scaler.unscale_(self.optimizer)  # a no-op when the scaler is disabled
+        self._call("before_optimizer_step")
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.grad_norm = nn.utils.get_total_norm(gradients)
+        if self.clip_grad_norm > 0:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
+        skipped = guarded_step(self.optimizer, self.scaler, self.grad_norm)
+        self.optimizer.zero_grad()
+        if self.lr_scheduler:
+            self.lr_scheduler.step()
+        self.step += 1
+        self.epoch_step += 1
+        self._bad_steps.add(skipped, self.step, _image_ids(batches))
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        weights = getattr(self.criterion, "weight_dict", None)
+        if weights is None:
+            return sum(losses.values())
+        return sum(weights[name] * value for name, value in losses.items() if name in weights)
+
+    def _normalizer(self, batches: list) -> dict[str, Any]:
+        """Return the criterion's extra arguments: with "window", the mean number of boxes a batch, over the window and all ranks.
+
+        The loss of each batch is divided by `grad_accum_steps` and DDP averages gradients over ranks, so dividing by this mean
+        gives the sum over all boxes by the number of all boxes.
+        """
+        if self.loss_normalize == "batch":
+            return {}
+        count = sum(self.criterion.count_boxes(targets) for _, targets in batches)
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        total = all_reduce_sum(torch.tensor(count, dtype=dtype, device=self.device))
+        return {"num_boxes": total.clamp(min=1) / (len(batches) * world_size())}
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        if not is_distributed():
+            return model
+        return DistributedDataParallel(
+            model, device_ids=[self.device.index] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+
+    def _call(self, point: str, *arguments: Any) -> None:
+        for hook in self.hooks:
+            getattr(hook, point)(self, *arguments)
+
+    def _close_hooks(self) -> None:
+        for hook in reversed(self.hooks):
+            try:
+                hook.close()
+            except Exception:  # the others have to be closed too, and an error of the training itself must not be hidden
+                logger.exception("%s.close failed", hook.name)
+
+
+def _unique(hooks: Sequence[Hook]) -> list[Hook]:
+    names = [hook.name for hook in hooks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"hooks: more than one is called {', '.join(twice)}; give each instance a name of its own")
+    return list(hooks)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
+    return value
+
+
+def _image_ids(batches: list) -> list:
+    """Return the `image_id` of each target of a window, where targets have one; nobody looks at them unless a step is bad."""
+    targets = [target for _, batch_targets in batches for target in batch_targets if isinstance(target, dict)]
+    return [target["image_id"] for target in targets if "image_id" in target]

@@ -1,0 +1,69 @@
+"""Where scalars go: console, JSON lines, TensorBoard. A writer is anything with `write` and `close`."""
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Take scalars under their tag names (``train/loss``, ``val/mAP_50_95``) at a step of an epoch."""
+
+    def write(self, scalars: dict[str, float], step: int, epoch: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ConsoleWriter:
+    """One readable log line a call; per-class values and per-layer losses are left to the files."""
+
+    def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        shown = {tag: value for tag, value in scalars.items() if not self._is_detail(tag)}
+        text = "  ".join(f"{tag.removeprefix('train/')} {value:.4g}" for tag, value in shown.items())
+        logger.info("epoch %d  step %d  %s", epoch, step, text)
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def _is_detail(tag: str) -> bool:
+        last = tag.rsplit("/", 1)[-1]
+        return tag.count("/") > 1 or last.endswith("_enc") or last.rsplit("_", 1)[-1].isdigit() and last.startswith("loss_")
+
+
+class JsonlWriter:
+    """One JSON object a line: ``step``, ``epoch`` and the scalars. A resumed run appends to the file that is there."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(path, "a", encoding="utf-8")
+
+    def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        # JSON has no NaN: a missing value is null there
+        values = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
+        self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoardWriter:
+    """TensorBoard event files in `folder`."""
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
+
+        self.writer = SummaryWriter(str(folder))
+
+    def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, value, step)
+        self.writer.add_scalar("epoch", epoch, step)
+
+    def close(self) -> None:
+        self.writer.close()

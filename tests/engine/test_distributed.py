@@ -1,0 +1,55 @@
+"""Two Gloo processes: the same weights as one process, state gathered, non-finite gradients agreed on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from toy import make_trainer, weights
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {folder!r})
+from engine import Hook
+from engine.distributed import process_group, rank, world_size, gather_objects, is_main_process, all_reduce_mean
+from toy import make_trainer, weights, StopAt
+
+class PoisonRankOne(Hook):
+    def after_batch(self, trainer, batch, outputs):
+        if trainer.step == 3 and rank() == 1:
+            next(trainer.model.parameters()).grad.fill_(float("nan"))
+
+with process_group(torch.device("cpu")):
+    results = {{}}
+    for accum in (1, 2):
+        trainer = make_trainer({out!r}, batch_size=4 // accum, grad_accum_steps=accum, rank=rank(), world_size=world_size(),
+                               loss_normalize="window", clip_grad_norm=0.5)
+        trainer.train()
+        results[accum] = weights(trainer)
+    assert len(trainer.state_dict()["rng"]) == 2
+    poisoned = make_trainer({out!r}, rank=rank(), world_size=world_size())
+    poisoned.hooks.append(PoisonRankOne())
+    try:
+        poisoned.train()
+    except RuntimeError:
+        pass
+    results["gathered"] = gather_objects({{"rank": rank()}} if rank() else None)
+    results["mean"] = all_reduce_mean({{"b": torch.tensor(float(rank())), "a": torch.tensor(1.0)}})
+    if is_main_process():
+        torch.save(results, {out!r} + "/results.pth")
+"""
+
+
+def test_two_processes_end_at_the_weights_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), out=str(tmp_path)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one = make_trainer(tmp_path, batch_size=8, loss_normalize="window", clip_grad_norm=0.5)
+    one.train()
+    results = torch.load(tmp_path / "results.pth")
+    for accum in (1, 2):
+        torch.testing.assert_close(results[accum], weights(one), rtol=1e-9, atol=1e-12)
+    assert results["gathered"] == [None, {"rank": 1}]
+    assert results["mean"] == {"a": torch.tensor(1.0), "b": torch.tensor(0.5)}

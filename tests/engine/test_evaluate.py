@@ -1,0 +1,87 @@
+"""`evaluate`: modes and generators are left alone, images reach the metric once; writers; devices."""
+
+import json
+
+import pytest
+import torch
+from toy import ToyModel
+
+from engine import evaluate
+from engine.device import resolve_device, to_device
+from engine.precision import resolve_precision
+from engine.writers import JsonlWriter, TensorBoardWriter
+
+
+class Collect:
+    def __init__(self) -> None:
+        self.seen = []
+
+    def reset(self) -> None:
+        self.seen = []
+
+    def update(self, results, targets) -> None:
+        self.seen += [(float(r["p"]), int(t["orig_size"][0])) for r, t in zip(results, targets)]
+
+    def compute(self):
+        return {"n": float(len(self.seen))}
+
+
+def batches(count: int):
+    for index in range(count):
+        torch.rand(1)
+        yield torch.ones(2, 4), [{"orig_size": torch.tensor([10 * index + i, 1])} for i in range(2)]
+
+
+def postprocess(outputs, sizes):
+    return [{"p": p} for p in outputs["pred_x"]]
+
+
+class Predict(ToyModel):
+    def forward(self, samples, targets=None):
+        assert not torch.is_grad_enabled()
+        values = super().forward(samples)["pred"]
+        return {"pred_x": values, **({"pred_masks": values} if self.with_masks else {}), "aux_outputs": []}
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_evaluate(with_masks):
+    model = Predict(dropout=0.5, dtype=torch.float32)
+    model.with_masks = with_masks
+    metric = Collect()
+    state = torch.get_rng_state()
+    assert evaluate(model, batches(3), postprocess, metric, device="cpu") == {"n": 6.0}
+    assert model.training and torch.equal(state, torch.get_rng_state())
+    assert [size for _, size in metric.seen] == [0, 1, 10, 11, 20, 21]
+    assert len({p for p, _ in metric.seen}) == 1  # no dropout
+    assert evaluate(model, [], postprocess, metric, device="cpu") == {"n": 0.0}
+
+
+def test_to_device_moves_nested_values():
+    moved = to_device([(torch.ones(1), [{"a": torch.ones(2), "b": "text"}])], torch.device("meta"))
+    assert moved[0][0].is_meta and moved[0][1][0]["a"].is_meta and moved[0][1][0]["b"] == "text"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_missing_gpu_is_named():
+    with pytest.raises(ValueError, match="sees 0 CUDA device"):
+        resolve_device("cuda")
+    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
+
+
+def test_json_lines_are_appended(tmp_path):
+    for step in (1, 2):
+        writer = JsonlWriter(tmp_path / "run" / "metrics.jsonl")
+        writer.write({"train/loss": float(step), "val/x": float("nan")}, step, 0)
+        writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": s, "epoch": 0, "train/loss": float(s), "val/x": None} for s in (1, 2)]
+
+
+def test_tensorboard_events_can_be_read_back(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = TensorBoardWriter(tmp_path)
+    writer.write({"train/loss": 0.5}, 7, 1)
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in events] == [(7, 0.5)]

@@ -1,0 +1,73 @@
+"""The hook points: their order, and that a misspelled one cannot be defined."""
+
+import pytest
+from toy import make_trainer
+
+from engine import HOOK_POINTS, Hook
+
+
+class Recorder(Hook):
+    def __init__(self, log: list[str], name: str = "Recorder") -> None:
+        self.log, self.name = log, name
+
+    def close(self) -> None:
+        self.log.append(f"{self.name}.close")
+
+
+def _record(point: str):
+    def method(self, trainer, *arguments) -> None:
+        self.log.append(point)
+        if point == "after_epoch":
+            trainer.publish_metrics({"val/x": 1.0})
+
+    return method
+
+
+for _point in HOOK_POINTS:
+    setattr(Recorder, _point, _record(_point))
+
+
+def test_every_point_is_called_in_the_documented_order(tmp_path):
+    log: list[str] = []
+    make_trainer(tmp_path, batch_size=6, grad_accum_steps=2, max_epochs=2, hooks=[Recorder(log)]).train()
+    step = ["before_step", "after_batch", "after_batch", "before_optimizer_step", "after_step"]
+    epoch = ["before_epoch", *step, *step, "after_epoch", "after_eval"]
+    assert log == ["before_train", *epoch, *epoch, "after_train", "Recorder.close"]
+
+
+def test_close_runs_in_reverse_order_and_after_an_exception_but_after_train_does_not(tmp_path):
+    class Failing(Hook):
+        def after_step(self, trainer) -> None:
+            raise KeyError("broken")
+
+        def close(self) -> None:
+            raise RuntimeError("close is broken too")
+
+    log: list[str] = []
+    trainer = make_trainer(tmp_path, hooks=[Recorder(log, "a"), Recorder(log, "b"), Failing()])
+    with pytest.raises(KeyError, match="broken"):
+        trainer.train()
+    assert log[-2:] == ["b.close", "a.close"]
+    assert "after_train" not in log
+
+
+def test_a_misspelled_point_is_refused_when_the_class_is_defined():
+    with pytest.raises(TypeError, match="after_stp.*did you mean 'after_step'"):
+        type("Bad", (Hook,), {"after_stp": lambda self, trainer: None})
+
+
+def test_two_hooks_with_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Recorder"):
+        make_trainer(tmp_path, hooks=[Recorder([]), Recorder([])])
+
+
+def test_metrics_cannot_be_published_from_after_eval(tmp_path):
+    class Greedy(Hook):
+        def after_epoch(self, trainer) -> None:
+            trainer.publish_metrics({"a": 1.0})
+
+        def after_eval(self, trainer, metrics) -> None:
+            trainer.publish_metrics({"b": 1.0})
+
+    with pytest.raises(RuntimeError, match="after_eval"):
+        make_trainer(tmp_path, hooks=[Greedy()]).train()
