@@ -4,14 +4,21 @@ import json
 import logging
 import math
 import os
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
-    """Take scalars under their tag names (``train/loss``, ``val/mAP_50_95``) at a step of an epoch."""
+    """Take scalars under their tag names (``train/loss``, ``val/mAP_50_95``) at a step of an epoch.
+
+    ``rewind(step)`` comes once, before the first write: what an earlier run wrote after `step` did not happen, since this
+    one goes on from there (0: a fresh run).
+    """
+
+    def rewind(self, step: int) -> None: ...
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None: ...
 
@@ -20,6 +27,9 @@ class Writer(Protocol):
 
 class ConsoleWriter:
     """One readable log line a call; per-class values and per-layer losses are left to the files."""
+
+    def rewind(self, step: int) -> None:
+        pass
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
         shown = {tag: value for tag, value in scalars.items() if not self._is_detail(tag)}
@@ -39,8 +49,17 @@ class JsonlWriter:
     """One JSON object a line: ``step``, ``epoch`` and the scalars. A resumed run appends to the file that is there."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "a", encoding="utf-8")
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a", encoding="utf-8")
+
+    def rewind(self, step: int) -> None:
+        self.file.close()
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step] if step else []
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+        self.file = open(self.path, "a", encoding="utf-8")
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
         # JSON has no NaN: a missing value is null there
@@ -58,12 +77,26 @@ class TensorBoardWriter:
     def __init__(self, folder: str | os.PathLike) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
 
-        self.writer = SummaryWriter(str(folder))
+        self.make_writer = partial(SummaryWriter, str(folder))
+        self.writer: Any = None
+
+    def rewind(self, step: int) -> None:
+        self.writer = self.make_writer(purge_step=step + 1)
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        self.writer = self.writer or self.make_writer()
         for tag, value in scalars.items():
             self.writer.add_scalar(tag, value, step)
         self.writer.add_scalar("epoch", epoch, step)
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line; one that a killed process left half-written counts as late."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

@@ -77,6 +77,20 @@ def test_json_lines_are_appended(tmp_path):
     assert lines == [{"step": s, "epoch": 0, "train/loss": float(s), "val/x": None} for s in (1, 2)]
 
 
+def test_what_was_written_after_the_step_of_a_resume_is_taken_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "epoch": 0}) + "\n" for step in (10, 20, 30)) + '{"step": 4')
+    writer = JsonlWriter(path)
+    writer.rewind(20)
+    writer.write({}, 25, 0)
+    writer.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 20, 25]
+    fresh = JsonlWriter(path)
+    fresh.rewind(0)
+    fresh.close()
+    assert path.read_text() == ""
+
+
 def test_tensorboard_events_can_be_read_back(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
