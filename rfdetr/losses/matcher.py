@@ -1,0 +1,177 @@
+"""Hungarian matching of queries with objects: all layers, groups and images from one table of costs."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from rfdetr.box_ops import cxcywh_to_xyxy, generalized_box_iou
+from rfdetr.losses.functional import focal_cost
+from rfdetr.losses.masks import mask_costs, mask_size, predictions_at_points, sample_nearest
+from rfdetr.losses.stacked import FlatTargets, StackedOutputs, to_device
+
+logger = logging.getLogger(__name__)
+
+MAX_ELEMENTS = 2**22  # costs computed at a time; bounds the memory of intermediate results
+
+Block = tuple[int, int, int]  # (image, start, stop): the queries of an image with objects start..stop of the batch
+Pairs = tuple[np.ndarray, np.ndarray]  # queries and objects of an image, both (m,) int64 and counted within the image
+
+
+class HungarianMatcher(nn.Module):
+    """Give every object of an image its own query of each group, at the lowest total cost."""
+
+    def __init__(
+        self,
+        cost_class: float = 2.0,
+        cost_bbox: float = 5.0,
+        cost_giou: float = 2.0,
+        *,
+        focal_alpha: float = 0.25,
+        cost_mask_ce: float = 5.0,
+        cost_mask_dice: float = 5.0,
+        mask_point_sample_ratio: int = 16,
+    ) -> None:
+        super().__init__()
+        self.cost_class = cost_class
+        self.cost_bbox = cost_bbox
+        self.cost_giou = cost_giou
+        self.focal_alpha = focal_alpha
+        self.cost_mask_ce = cost_mask_ce
+        self.cost_mask_dice = cost_mask_dice
+        self.mask_point_sample_ratio = mask_point_sample_ratio
+        self._warned_non_finite = False
+
+    @torch.no_grad()
+    def forward(self, outputs: dict, targets: Sequence[dict], group_detr: int = 1) -> list[tuple[Tensor, Tensor]]:
+        """Match one layer: outputs with Q queries -> (queries, objects), int64, of each image, group after group."""
+        stacked = StackedOutputs.from_layers([outputs])
+        (pairs,) = self.match(stacked, FlatTargets.from_list(targets, stacked), group_detr)
+        return [(torch.from_numpy(queries), torch.from_numpy(objects)) for queries, objects in pairs]
+
+    @torch.no_grad()
+    def match(self, stacked: StackedOutputs, targets: FlatTargets, group_detr: int) -> list[list[Pairs]]:
+        """Match every layer -> pairs of [layer][image], group after group, ascending queries in a group."""
+        for count in stacked.query_counts:
+            if count % group_detr:
+                raise ValueError(f"{count} queries cannot be split into group_detr={group_detr} equal groups")
+        with torch.autocast(stacked.device.type, enabled=False):
+            costs = self._costs(stacked, targets)
+        pairs, column = [], 0
+        for count in stacked.query_counts:
+            pairs.append(_assign(costs[:, column : column + count], targets.sizes, group_detr))
+            column += count
+        return pairs
+
+    def _costs(self, stacked: StackedOutputs, targets: FlatTargets) -> np.ndarray:
+        """(T, N) on the host: each object with all queries of its own image, all values finite."""
+        table = _CostTable(self, stacked, targets)
+        bounds = np.cumsum([0, *targets.sizes]).tolist()
+        costs = table.rows([(image, *bounds[image : image + 2]) for image in range(len(targets.sizes))])
+        costs = costs.cpu().numpy()  # the one point where the host waits for the device
+        if not np.isfinite(costs).all():
+            self._warn_non_finite()
+            costs = np.where(np.isfinite(costs), costs, table.stand_in())
+        return costs
+
+    def _warn_non_finite(self) -> None:
+        if not self._warned_non_finite:
+            logger.warning("predictions give costs that are not finite; such pairs are matched last (said only once)")
+            self._warned_non_finite = True
+
+
+class _CostTable:
+    """Costs of one step's predictions and targets, computed a few images at a time."""
+
+    def __init__(self, matcher: HungarianMatcher, stacked: StackedOutputs, targets: FlatTargets) -> None:
+        self.matcher, self.stacked, self.targets = matcher, stacked, targets
+        corners = torch.cat([stacked.boxes, cxcywh_to_xyxy(stacked.boxes)], dim=-1)
+        self.planes = corners.permute(2, 0, 1).contiguous()  # (8, B, N): whole rows are quick to gather and compute on
+        self.target_boxes = torch.cat([targets.boxes, cxcywh_to_xyxy(targets.boxes)], dim=-1)  # (T, 8)
+        self.mask_points = self._draw_mask_points()
+
+    def _draw_mask_points(self) -> list[Tensor]:
+        """One set of points (1, P, 2) for each layer, shared by its images; drawn even when there is no object."""
+        if self.targets.masks is None:
+            return []
+        sizes = [mask_size(masks) for masks in self.stacked.masks]
+        counts = [max(1, height * width // self.matcher.mask_point_sample_ratio) for height, width in sizes]
+        return [torch.rand(1, count, 2, device=self.stacked.device) for count in counts]
+
+    def rows(self, blocks: Sequence[Block]) -> Tensor:
+        """Costs (R, N) of the objects of all blocks, in their order."""
+        num_queries = self.stacked.logits.shape[1]
+        chunks = _split_blocks(blocks, max(1, MAX_ELEMENTS // num_queries))
+        costs = torch.cat([self._detection_rows(chunk) for chunk in chunks])
+        if self.mask_points:
+            costs += torch.cat([self._mask_rows(layer, blocks) for layer in range(len(self.mask_points))], dim=1)
+        return costs
+
+    def _detection_rows(self, blocks: Sequence[Block]) -> Tensor:
+        matcher = self.matcher
+        images = np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
+        images = to_device(images, self.stacked.device)
+        objects = slice(blocks[0][1], blocks[-1][2])
+        predicted = self.planes.index_select(1, images).permute(1, 2, 0)  # (R, N, 8)
+        wanted = self.target_boxes[objects, None]  # (R, 1, 8)
+        l1 = sum((predicted[..., axis] - wanted[..., axis]).abs() for axis in range(4))
+        giou = generalized_box_iou(predicted[..., 4:], wanted[..., 4:])
+        logits = self.stacked.logits.transpose(1, 2)[images, self.targets.labels[objects]]  # (R, N)
+        class_cost = focal_cost(logits, matcher.focal_alpha)
+        return matcher.cost_bbox * l1 + matcher.cost_class * class_cost - matcher.cost_giou * giou
+
+    def _mask_rows(self, layer: int, blocks: Sequence[Block]) -> Tensor:
+        points, masks = self.mask_points[layer], self.targets.masks
+        logits = predictions_at_points(self.stacked.masks[layer], points)
+        labels = sample_nearest(masks, torch.arange(len(masks), device=masks.device), points).to(logits.dtype)
+        ce, dice = mask_costs(logits, labels, blocks)
+        return self.matcher.cost_mask_ce * ce + self.matcher.cost_mask_dice * dice
+
+    def stand_in(self) -> np.ndarray:
+        """(N,) a cost above all finite ones of the query's layer, with all images and objects; only for bad steps."""
+        counts = self.stacked.query_counts
+        starts = np.cumsum([0, *counts[:-1]])
+        highest, largest = np.full(len(counts), -np.inf), np.zeros(len(counts))
+        for image in range(len(self.targets.sizes)):
+            costs = self.rows([(image, 0, sum(self.targets.sizes))]).cpu().numpy()
+            finite = np.isfinite(costs)
+            lowered = np.where(finite, costs, -np.inf).max(0)
+            highest = np.maximum(highest, np.maximum.reduceat(lowered, starts))
+            largest = np.maximum(largest, np.maximum.reduceat(np.where(finite, np.abs(costs), 0).max(0), starts))
+        limit = torch.finfo(self.planes.dtype).max
+        values = np.where(np.isfinite(highest), np.minimum(highest + largest + 1, limit), limit)
+        return np.repeat(values, counts)
+
+
+def _split_blocks(blocks: Sequence[Block], max_rows: int) -> list[list[Block]]:
+    """Cut blocks into lists of at most ``max_rows`` objects; at least one list, which may hold no object."""
+    chunks: list[list[Block]] = [[]]
+    free = max_rows
+    for image, start, stop in blocks:
+        while stop - start > free:
+            chunks[-1].append((image, start, start + free))
+            chunks.append([])
+            start, free = start + free, max_rows
+        chunks[-1].append((image, start, stop))
+        free -= stop - start
+    return chunks
+
+
+def _assign(costs: np.ndarray, sizes: Sequence[int], num_groups: int) -> list[Pairs]:
+    """Solve one layer's costs (T, Q) -> pairs of each image."""
+    group_size = costs.shape[1] // num_groups
+    pairs, row = [], 0
+    for size in sizes:
+        queries, objects = [], []
+        for first in range(0, costs.shape[1] if size else 0, group_size):
+            chosen_objects, chosen = linear_sum_assignment(costs[row : row + size, first : first + group_size])
+            order = chosen.argsort()
+            queries.append(chosen[order] + first)
+            objects.append(chosen_objects[order])
+        empty = np.zeros(0, np.int64)
+        pairs.append((np.concatenate([empty, *queries]), np.concatenate([empty, *objects])))
+        row += size
+    return pairs

@@ -1,0 +1,95 @@
+"""One step's predictions and targets laid out flat: all layers and images go through the same few kernels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MaskPrediction = Tensor | dict[str, Tensor]  # logits (B, n, h, w), or the factors that they are made of
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Give 16-bit values as float32; losses and costs lose too much in 16 bits."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy a host array without waiting for what the device is doing."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class StackedOutputs:
+    """Outputs of L layers side by side on the query axis; layers may differ in their number of queries n."""
+
+    logits: Tensor  # (B, N, C), N = sum of query_counts
+    boxes: Tensor  # (B, N, 4) cxcywh
+    query_counts: list[int]  # n of each layer
+    masks: list[MaskPrediction] | None  # of each layer; None where a layer has none
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[dict]) -> "StackedOutputs":
+        """Join the outputs dicts of the layers."""
+        has_masks = all("pred_masks" in layer for layer in layers)
+        return cls(
+            logits=torch.cat([at_least_float32(layer["pred_logits"]) for layer in layers], dim=1),
+            boxes=torch.cat([at_least_float32(layer["pred_boxes"]) for layer in layers], dim=1),
+            query_counts=[layer["pred_logits"].shape[1] for layer in layers],
+            masks=[layer["pred_masks"] for layer in layers] if has_masks else None,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+
+@dataclass(frozen=True)
+class FlatTargets:
+    """Targets of a batch, concatenated over its images."""
+
+    boxes: Tensor  # (T, 4) cxcywh
+    labels: Tensor  # (T,) int64
+    sizes: list[int]  # objects of each image; T is their sum
+    masks: Tensor | None  # (T, h, w) bool
+
+    @classmethod
+    def from_list(cls, targets: Sequence[dict], stacked: StackedOutputs) -> "FlatTargets":
+        """Join the targets of the images and put them where the predictions are."""
+        labels = torch.cat([target["labels"] for target in targets])
+        _check_labels(labels, num_classes=stacked.logits.shape[-1])
+        wants_masks = stacked.masks is not None and all("masks" in target for target in targets)
+        masks = _join_masks([target["masks"] for target in targets]) if wants_masks else None
+        boxes = torch.cat([target["boxes"] for target in targets])
+        return cls(
+            boxes=boxes.to(stacked.device, stacked.boxes.dtype, non_blocking=True),
+            labels=labels.to(stacked.device, non_blocking=True),
+            sizes=[len(target["labels"]) for target in targets],
+            masks=None if masks is None else masks.to(stacked.device, non_blocking=True),
+        )
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(B,) index of each image's first object."""
+        return np.cumsum([0, *self.sizes[:-1]])
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that the logits cannot hold, where looking costs no wait; a device fails far from the cause."""
+    if labels.device.type != "cpu" or not len(labels):
+        return
+    lowest, highest = labels.numpy().min(), labels.numpy().max()
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"targets have labels {lowest} to {highest}, but pred_logits has room for 0 to {num_classes - 1}; "
+            "the model's num_classes does not fit the data's label map"
+        )
+
+
+def _join_masks(masks: list[Tensor]) -> Tensor:
+    """[(M, h, w), ...] -> (T, h, w); smaller images are padded at the bottom right as their pixels are."""
+    height, width = (max(mask.shape[axis] for mask in masks) for axis in (1, 2))
+    padded = [F.pad(mask, (0, width - mask.shape[2], 0, height - mask.shape[1])) for mask in masks]
+    return torch.cat(padded)

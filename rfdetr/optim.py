@@ -1,0 +1,188 @@
+"""Parameter groups with layer-wise learning rates, learning rate schedules, and torch's objects made of them."""
+
+import functools
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
+
+from rfdetr.errors import InputError
+
+ENCODER_PREFIX = "backbone.encoder."
+DECODER_PREFIX = "transformer.decoder."
+EMBEDDINGS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed")
+STEP_DROP = 0.1  # what the "step" schedule leaves of the learning rate
+FUSED_DEVICES = ("cuda", "cpu", "xpu", "mps")
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    lr_encoder: float,
+    lr_vit_layer_decay: float,
+    lr_component_decay: float,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Sort the trained parameters by learning rate and weight decay; the first group is the heads'.
+
+    Heads, projector and query embeddings train at ``lr``, the decoder at ``lr * lr_component_decay``, the ViT at
+    ``lr_encoder * lr_component_decay**2``, times ``lr_vit_layer_decay`` for every block from the last one down.
+    """
+    depth = model.backbone.out_feature_indexes[-1] + 1  # the published count, one too many for most variants
+    parts: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {"other": {}, "encoder": {}, "decoder": {}}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith(ENCODER_PREFIX):
+            name = name.removeprefix(ENCODER_PREFIX)
+            factor = lr_vit_layer_decay ** _layers_above(name, depth) * lr_component_decay**2
+            part, key = "encoder", (lr_encoder * factor, 0.0 if _is_undecayed(name) else weight_decay)
+        elif name.startswith(DECODER_PREFIX):
+            part, key = "decoder", (lr * lr_component_decay, weight_decay)
+        else:
+            part, key = "other", (lr, weight_decay)
+        parts[part].setdefault(key, []).append(parameter)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for part in parts.values():
+        for key, parameters in part.items():
+            groups.setdefault(key, []).extend(parameters)
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+
+
+def _layers_above(name: str, depth: int) -> int:
+    """How many times the layer decay applies to a parameter of the encoder."""
+    if block := re.match(r"blocks\.(\d+)\.", name):
+        return depth - int(block[1])
+    return depth + 1 if name.startswith(EMBEDDINGS) else 0
+
+
+def _is_undecayed(name: str) -> bool:
+    """Biases, norms and embeddings of the encoder; its layer scales (``gamma``) decay, as in the published recipe."""
+    return "bias" in name or "norm" in name or name.startswith(EMBEDDINGS)
+
+
+def lr_multiplier(
+    step: int,
+    *,
+    schedule: str,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    lr_drop: int = 100,
+    min_factor: float = 0.0,
+) -> float:
+    """Return the factor of every group's learning rate for optimizer step ``step``, counted from 0.
+
+    Args:
+        schedule: "step" (a tenth from epoch ``lr_drop`` on) or "cosine" (down to ``min_factor`` at ``total_steps``,
+            where it stays). Both start with a linear warm-up from 0 over ``warmup_epochs``.
+    """
+    warmup_steps = int(steps_per_epoch * warmup_epochs)
+    if step < warmup_steps:
+        return step / warmup_steps
+    if schedule == "cosine":
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
+    if schedule == "step":
+        return 1.0 if step < lr_drop * steps_per_epoch else STEP_DROP
+    raise InputError(f"optim.schedule: unknown schedule {schedule!r}; known: step, cosine")
+
+
+def build_optimizer(
+    groups: Sequence[dict[str, Any]],
+    optimizer: str = "AdamW",
+    *,
+    init_args: Mapping[str, Any] | None = None,
+    fused: bool | None = None,
+) -> Optimizer:
+    """Make an optimizer of the groups of `param_groups`.
+
+    Args:
+        optimizer: a class of torch.optim by its name, or any class by its import path ("package.module.Class").
+        init_args: further arguments of the class; learning rates and weight decays come from the groups.
+        fused: use the fused kernels (default: where the class and the parameters' device have them).
+    """
+    if not groups:
+        raise InputError("optim: the model has no parameter to train; unfreeze a part of it")
+    cls = _find_class(optimizer, torch.optim, Optimizer, "optim.optimizer")
+    init_args = dict(init_args or {})
+    known = inspect.signature(cls).parameters
+    if fused is None:
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        is_possible = "fused" in known and devices <= set(FUSED_DEVICES)
+        fused = is_possible and not {"foreach", "differentiable"} & set(init_args)
+    if fused:
+        init_args.setdefault("fused", True)
+    groups = [dict(group) for group in groups]
+    if "weight_decay" not in known:  # such an optimizer would carry the value along without using it
+        for group in groups:
+            group.pop("weight_decay", None)
+    return _construct(cls, "optim.optimizer", groups, init_args)
+
+
+def build_lr_scheduler(
+    optimizer: Optimizer,
+    schedule: str = "step",
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    lr_drop: int = 100,
+    min_factor: float = 0.0,
+    init_args: Mapping[str, Any] | None = None,
+) -> LRScheduler:
+    """Make a scheduler that is stepped after every optimizer step.
+
+    Args:
+        schedule: "step" or "cosine" as in `lr_multiplier`; or a class of torch.optim.lr_scheduler by its name, or any
+            class by its import path, given ``init_args`` (counted in optimizer steps) and a linear warm-up before it.
+    """
+    if schedule in ("step", "cosine"):
+        multiplier = functools.partial(
+            lr_multiplier, schedule=schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch,
+            warmup_epochs=warmup_epochs, lr_drop=lr_drop, min_factor=min_factor,
+        )
+        return LambdaLR(optimizer, multiplier)
+    cls = _find_class(schedule, torch.optim.lr_scheduler, LRScheduler, "optim.schedule")
+    if issubclass(cls, ReduceLROnPlateau):
+        raise InputError(
+            "optim.schedule: ReduceLROnPlateau follows a metric, but schedules here advance with every optimizer step, "
+            "which has none; use 'step', 'cosine' or another class of torch.optim.lr_scheduler"
+        )
+    scheduler = _construct(cls, "optim.schedule", optimizer, dict(init_args or {}))
+    warmup_steps = int(steps_per_epoch * warmup_epochs)
+    if warmup_steps < 1:
+        return scheduler
+    warmup = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)
+    return SequentialLR(optimizer, [warmup, scheduler], milestones=[warmup_steps])
+
+
+def _find_class(name: str, package: Any, base: type, field: str) -> type:
+    """Find a class by its name in ``package`` (in any case) or by its import path."""
+    if "." in name:
+        module_name, _, class_name = name.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"{field}: cannot import {name!r} ({error}); give it as package.module.Class") from error
+    else:
+        classes = {key.lower(): value for key, value in vars(package).items() if not key.startswith("_")}
+        found = classes.get(name.lower())
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise InputError(f"{field}: {name!r} is no class of {package.__name__} and no import path of a {base.__name__}")
+    return found
+
+
+def _construct(cls: type, field: str, first: Any, init_args: dict[str, Any]) -> Any:
+    try:
+        return cls(first, **init_args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{field}: {cls.__name__} refuses its arguments {init_args}: {error}") from error
