@@ -1,0 +1,69 @@
+"""Write checkpoint.pth, from which a run goes on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from engine.checkpoint import save_checkpoint
+from engine.distributed import is_main_process
+from engine.hook import Hook
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+FILE_NAME = "checkpoint.pth"
+
+
+class CheckpointHook(Hook):
+    """Save the trainer's whole state every so many epochs and steps, after each evaluation, and when training stops.
+
+    Belongs after the hooks whose state matters and before the one that evaluates: an evaluation that crashes then costs no
+    training, and what it changes (best values, patience) is saved in `after_eval`.
+
+    Args:
+        every_steps: save at every so many steps; 0: not within an epoch.
+        every_epochs: save after every so many epochs (the last one always); 0: only the last one.
+        keep: how many earlier versions stay beside the file, in case the newest is damaged.
+        metadata: what the file holds beside the state, such as args and label_map; plain values.
+    """
+
+    def __init__(
+        self, *, every_steps: int = 0, every_epochs: int = 1, keep: int = 1, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        if min(every_steps, every_epochs, keep) < 0:
+            raise ValueError(
+                f"CheckpointHook: every_steps={every_steps}, every_epochs={every_epochs}, keep={keep}; all are 0 or more"
+            )
+        self.every_steps, self.every_epochs, self.keep = every_steps, every_epochs, keep
+        self.metadata = dict(metadata or {})
+        self._saved_at: tuple[int, int] | None = None
+
+    def after_step(self, trainer: Trainer) -> None:
+        is_epoch_end = trainer.step % trainer.steps_per_epoch == 0
+        if _is_due(trainer.step, self.every_steps) and not (is_epoch_end and self.every_epochs == 1):
+            self._save(trainer)
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        if _is_due(trainer.epoch, self.every_epochs) or trainer.epoch == trainer.max_epochs:
+            self._save(trainer)
+
+    def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self._save(trainer)
+
+    def after_train(self, trainer: Trainer) -> None:
+        if self._saved_at != (trainer.epoch, trainer.step):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        state = {**self.metadata, **trainer.state_dict()}  # collective: every rank takes part
+        if "ema" in trainer.eval_models:
+            # the very tensors of EMAHook's state: torch.save writes them once
+            state["ema_model"] = trainer.eval_models["ema"].state_dict()
+        if is_main_process():
+            save_checkpoint(state, trainer.output_dir / FILE_NAME, keep=self.keep)
+        self._saved_at = (trainer.epoch, trainer.step)
+
+
+def _is_due(count: int, every: int) -> bool:
+    return every > 0 and count % every == 0

@@ -1,0 +1,105 @@
+"""Evaluate the regular model and its average after an epoch, and publish COCO metrics and F1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from engine.distributed import is_main_process
+from engine.evaluate import evaluate
+from engine.hook import Hook
+from rfdetr.evaluation import DetectionMetrics
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+
+class COCOEvalHook(Hook):
+    """Publish ``val/mAP_50_95``, ``val/F1``, ``val/AP/<class>`` … and the same with ``val/ema_`` for the average.
+
+    Belongs at the end of the hooks: the others have then done their work for the epoch.
+
+    Args:
+        data_loader: yields ``(samples, targets)``; each rank passes its own share of the images.
+        postprocess: ``(outputs, target_sizes) -> results``.
+        class_names: name of label 0, 1, …
+        every_epochs: evaluate after every so many epochs, and after the last.
+        models: which of ``trainer.eval_models`` to evaluate, where they are there.
+
+    Attributes:
+        last_metrics: on the main process, model name -> its `DetectionMetrics` of the latest evaluation, for plots.
+    """
+
+    def __init__(
+        self,
+        data_loader: Iterable,
+        postprocess: Callable,
+        class_names: Sequence[str],
+        *,
+        every_epochs: int = 1,
+        max_dets: int = 500,
+        per_class: bool = True,
+        models: Sequence[str] = ("regular", "ema"),
+        iou_types: Sequence[str] = ("bbox",),
+        precision: str = "fp32",
+        split: str = "val",
+    ) -> None:
+        if every_epochs < 1:
+            raise ValueError(f"COCOEvalHook: every_epochs={every_epochs}; it must be 1 or more")
+        self.data_loader, self.postprocess = data_loader, postprocess
+        self.class_names = list(class_names)
+        self.every_epochs = every_epochs
+        self.max_dets, self.per_class, self.iou_types = max_dets, per_class, tuple(iou_types)
+        self.models, self.precision, self.split = tuple(models), precision, split
+        self.last_metrics: dict[str, DetectionMetrics] = {}
+        self._evaluated_epoch = 0
+        self._is_resumed = False
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Make up for the evaluation that an interrupted run did not finish, so that the resumed one decides alike."""
+        if self._is_resumed and trainer.epoch != self._evaluated_epoch and self._is_due(trainer):
+            self.evaluate_and_publish(trainer)
+        self._is_resumed = False
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        if self._is_due(trainer) and not _is_interrupted(trainer):
+            self.evaluate_and_publish(trainer)
+
+    def evaluate_and_publish(self, trainer: Trainer) -> dict[str, float]:
+        """Evaluate now, hand the metrics to all hooks, and return them. Every rank must call it."""
+        published: dict[str, float] = {}
+        self.last_metrics = {}  # the images of an evaluation take memory: let go of the old ones first
+        for name in self.models:
+            if name in trainer.eval_models:
+                prefix = f"{self.split}/" if name == "regular" else f"{self.split}/{name}_"
+                published |= {prefix + key: value for key, value in self._evaluate(trainer, name).items()}
+        self._evaluated_epoch = trainer.epoch
+        trainer.publish_metrics(published)
+        return published
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluated_epoch": self._evaluated_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._evaluated_epoch, self._is_resumed = state["evaluated_epoch"], True
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return trainer.epoch > 0 and (trainer.epoch % self.every_epochs == 0 or trainer.epoch == trainer.max_epochs)
+
+    def _evaluate(self, trainer: Trainer, name: str) -> dict[str, float]:
+        metric = DetectionMetrics(self.class_names, iou_types=self.iou_types, max_dets=self.max_dets, per_class=self.per_class)
+        if is_main_process():
+            self.last_metrics[name] = metric
+        return evaluate(
+            trainer.eval_models[name],
+            self.data_loader,
+            self.postprocess,
+            metric,
+            device=trainer.device,
+            precision=self.precision,
+        )
+
+
+def _is_interrupted(trainer: Trainer) -> bool:
+    """Whether a signal or the time budget ends the run: an evaluation may take longer than there is time left."""
+    return trainer.stop_reason is not None and any(getattr(hook, "interrupted", False) for hook in trainer.hooks)

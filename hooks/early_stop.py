@@ -1,0 +1,97 @@
+"""Stop a run whose metric no longer improves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from engine.hook import Hook
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStopHook(Hook):
+    """Stop after `patience` evaluations in a row that are not better than the best by more than `min_delta`.
+
+    What counts is the larger finite one of the regular and the EMA metric; with `use_ema` the EMA metric, and the regular one
+    only where that is missing. An evaluation with neither does not count.
+
+    Args:
+        check_finite: stop at once when the value is not finite; otherwise it counts as not better.
+        stopping_threshold: stop at once above it.
+        divergence_threshold: stop at once below it.
+    """
+
+    def __init__(
+        self,
+        patience: int = 10,
+        min_delta: float = 0.001,
+        *,
+        use_ema: bool = False,
+        monitor_regular: str = "val/mAP_50_95",
+        monitor_ema: str = "val/ema_mAP_50_95",
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+    ) -> None:
+        if patience < 1 or min_delta < 0:
+            raise ValueError(
+                f"EarlyStopHook: patience={patience}, min_delta={min_delta}; patience is 1 or more, min_delta 0 or more"
+            )
+        self.patience, self.min_delta = patience, min_delta
+        self.use_ema = use_ema
+        self.monitor_regular, self.monitor_ema = monitor_regular, monitor_ema
+        self.check_finite = check_finite
+        self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold
+        self.best = -math.inf
+        self.num_bad = 0  # evaluations since the best
+        self._has_warned = False
+
+    def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        value = self._effective(metrics)
+        if value is None:
+            self._warn_once(metrics)
+            return
+        reason = self._stop_at_once(value) or self._stop_for_patience(value)
+        if reason:
+            trainer.stop(reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "num_bad": self.num_bad}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.num_bad = state["best"], state["num_bad"]
+
+    def _effective(self, metrics: dict[str, float]) -> float | None:
+        if self.use_ema and self.monitor_ema in metrics:
+            return metrics[self.monitor_ema]
+        values = [metrics[name] for name in (self.monitor_regular, self.monitor_ema) if name in metrics]
+        return max((value for value in values if math.isfinite(value)), default=values[0] if values else None)
+
+    def _stop_at_once(self, value: float) -> str | None:
+        if self.check_finite and not math.isfinite(value):
+            return f"early stop: the metric is {value}"
+        if self.stopping_threshold is not None and value > self.stopping_threshold:
+            return f"early stop: the metric {value:.4f} is above stopping_threshold {self.stopping_threshold}"
+        if self.divergence_threshold is not None and value < self.divergence_threshold:
+            return f"early stop: the metric {value:.4f} is below divergence_threshold {self.divergence_threshold}"
+        return None
+
+    def _stop_for_patience(self, value: float) -> str | None:
+        if math.isfinite(value) and value - self.min_delta > self.best:
+            self.best, self.num_bad = value, 0
+        else:
+            self.num_bad += 1
+        if self.num_bad < self.patience:
+            return None
+        return f"early stop: {self.num_bad} evaluations in a row were not better than {self.best:.4f}"
+
+    def _warn_once(self, metrics: dict[str, float]) -> None:
+        if not self._has_warned:
+            names = ", ".join(sorted(metrics)) or "nothing"
+            logger.warning("early stop: neither %s nor %s was published (but %s)", self.monitor_regular, self.monitor_ema, names)
+            self._has_warned = True

@@ -1,0 +1,105 @@
+"""Best weights against the goldens where decision 8 agrees with them, and where it does not."""
+
+import math
+
+import pytest
+import torch
+from stub_trainer import Constant, StubTrainer, golden, through_a_file
+
+from engine import load_checkpoint
+from hooks import BestCheckpointHook
+
+REGULAR, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"
+CASES = golden("best_model")["cases"]
+# Decision 8 differs from the golden: values that are not finite are never best (the golden stores NaN as -inf and saves the
+# first), the EMA's first value is saved even when it is 0, and a track that was never written gets no file at the end.
+DIFFERENT = [case for case in CASES if any(v is not None and not v > 0 for v in case["regular"] + case["ema"])]
+# the golden's options to skip first epochs and to smooth are not ours
+SAME = [case for case in CASES if case not in DIFFERENT and not case["skip_best_epochs"] and not case["smooth_alpha"]]
+
+
+def evaluated(trainer, hook, regular, ema):
+    """Finish an epoch as in the golden: the live weight is the epoch's index, the average has decay 0.5."""
+    trainer.unwrapped_model.set(float(trainer.epoch))
+    if "ema" in trainer.eval_models and trainer.epoch:
+        trainer.eval_models["ema"].set((trainer.eval_models["ema"].weight.item() + trainer.epoch) / 2)
+    trainer.epoch += 1
+    hook.after_eval(trainer, {name: value for name, value in ((REGULAR, regular), (EMA, ema)) if value is not None})
+
+
+def started(tmp_path, with_ema=True):
+    trainer = StubTrainer(tmp_path, Constant())
+    if with_ema:
+        trainer.eval_models["ema"] = Constant()
+    return trainer
+
+
+def files(folder):
+    return {path.name: torch.load(path, weights_only=True) for path in folder.glob("*.pth")}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_goldens(case, tmp_path):
+    hook, trainer = BestCheckpointHook(), started(tmp_path, case["track_ema"])
+    regular = case["regular"] if case["evaluates_base_model"] else [None] * len(case["ema"])
+    for expected, *values in zip(case["after_epoch"], regular, case["ema"]):
+        evaluated(trainer, hook, *values)
+        found = {name: (file["epoch"], file["model"]["weight"].item()) for name, file in files(tmp_path).items()}
+        # decision 29: `epoch` is the number of finished epochs
+        assert found == {name: (file["epoch"] + 1, file["weight"]) for name, file in expected["files"].items()}
+    hook.after_train(trainer)
+    total = files(tmp_path).get("checkpoint_best_total.pth")
+    expected = case["final_files"].get("checkpoint_best_total.pth")
+    assert (total and total["model"]["weight"].item()) == (expected and expected["weight"])
+
+
+def test_there_are_goldens_of_both_kinds():
+    assert len(SAME) >= 6 and len(DIFFERENT) >= 4
+
+
+def run(tmp_path, regular, ema):
+    hook, trainer = BestCheckpointHook(), started(tmp_path)
+    for values in zip(regular, ema):
+        evaluated(trainer, hook, *values)
+    hook.after_train(trainer)
+    return {name.removeprefix("checkpoint_best_"): file["epoch"] for name, file in files(tmp_path).items()}
+
+
+def test_zero_and_minus_one_are_values(tmp_path):
+    assert run(tmp_path, [0.0, 0.0], [-1.0, 0.0]) == {"regular.pth": 1, "ema.pth": 2, "total.pth": 1}
+
+
+def test_values_that_are_not_finite_are_never_best(tmp_path):
+    assert run(tmp_path, [math.nan, 0.1, math.inf], [math.nan] * 3) == {"regular.pth": 2, "total.pth": 2}
+
+
+def test_no_evaluation_no_files(tmp_path):
+    assert run(tmp_path, [math.nan], [math.nan]) == {}
+
+
+def test_a_file_of_an_earlier_run_is_not_the_winner(tmp_path):
+    torch.save({"model": {}, "epoch": 77}, tmp_path / "checkpoint_best_ema.pth")
+    assert run(tmp_path, [0.1], [None])["total.pth"] == 1
+
+
+def test_content_and_payload(tmp_path):
+    hook = BestCheckpointHook(lambda model: {"model": {"w": model.weight}, "args": {"lr": 1.0}}, monitor_regular="val/F1")
+    trainer = started(tmp_path)
+    trainer.epoch = 3
+    hook.after_eval(trainer, {"val/F1": 0.5, REGULAR: 0.1})
+    content = load_checkpoint(tmp_path / "checkpoint_best_regular.pth")
+    assert content["args"] == {"lr": 1.0} and content["epoch"] == 3 and content["metrics"] == {"val/F1": 0.5, REGULAR: 0.1}
+    default = started(tmp_path / "new")
+    BestCheckpointHook().after_eval(default, {REGULAR: 0.1})
+    assert set(load_checkpoint(tmp_path / "new" / "checkpoint_best_regular.pth")) == {"model", "args", "epoch", "metrics"}
+
+
+def test_best_values_survive_a_resume(tmp_path):
+    first, trainer = BestCheckpointHook(), started(tmp_path)
+    evaluated(trainer, first, 0.5, 0.6)
+    second = BestCheckpointHook()
+    second.load_state_dict(through_a_file(first.state_dict()))
+    evaluated(trainer, second, 0.5, 0.59)
+    second.after_train(trainer)
+    assert {file["epoch"] for file in files(tmp_path).values()} == {1}
+    assert (tmp_path / "checkpoint_best_total.pth").read_bytes() == (tmp_path / "checkpoint_best_ema.pth").read_bytes()

@@ -1,0 +1,115 @@
+"""Scalars: what is written and when, over a resume, and when a writer fails."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+from stub_trainer import StubTrainer, through_a_file
+from toy import StopAt, make_trainer
+
+from engine import load_checkpoint
+from engine.writers import JsonlWriter
+from hooks import CheckpointHook, Hook, LogHook
+
+
+class ListWriter:
+    def __init__(self):
+        self.lines, self.is_closed = [], False
+
+    def write(self, scalars, step, epoch):
+        self.lines.append((step, epoch, scalars))
+
+    def close(self):
+        self.is_closed = True
+
+
+def train(tmp_path, every_steps, hooks=(), **arguments):
+    writer = ListWriter()
+    trainer = make_trainer(tmp_path, hooks=[LogHook([writer], every_steps=every_steps), *hooks], **arguments)
+    trainer.train()
+    return writer.lines
+
+
+def test_training_scalars(tmp_path):
+    class Recorder(Hook):
+        losses, rates = [], []
+
+        def before_optimizer_step(self, trainer):
+            self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+
+        def after_step(self, trainer):
+            self.losses.append(trainer.losses["loss"].item())
+
+    lines = train(tmp_path, 4, [Recorder()])
+    assert [(step, epoch) for step, epoch, _ in lines] == [(4, 0), (8, 1), (12, 1)]  # the epoch counts when its hooks have run
+    for row, (_, _, scalars) in enumerate(lines):
+        assert scalars["train/loss"] == pytest.approx(sum(Recorder.losses[4 * row : 4 * row + 4]) / 4, rel=1e-6)
+        assert scalars["train/lr"] == Recorder.rates[4 * row + 3]
+        assert {"train/loss_fit", "train/grad_norm", "train/images_per_s", "train/data_wait"} <= set(scalars)
+        assert (
+            scalars["train/skipped_updates"] == 0 and scalars["train/images_per_s"] > 0 and 0 <= scalars["train/data_wait"] <= 1
+        )
+
+
+def test_at_least_once_an_epoch_and_the_rest_at_the_end(tmp_path):
+    assert [step for step, _, _ in train(tmp_path, 50)] == [6, 12]
+    assert [step for step, _, _ in train(tmp_path, 5)] == [5, 10, 12]
+    assert [step for step, _, _ in train(tmp_path, 5, [StopAt(7)])] == [5]
+
+
+def test_a_resumed_run_logs_the_same(tmp_path):
+    def run(folder, *hooks, resume=False):
+        log = LogHook([JsonlWriter(folder / "metrics.jsonl")], every_steps=4)
+        trainer = make_trainer(folder, hooks=[log, CheckpointHook(), *hooks], dropout=0.2)
+        if resume:
+            trainer.load_state_dict(load_checkpoint(folder / "checkpoint.pth"))
+        trainer.train()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        clock = ("train/images_per_s", "train/data_wait")
+        return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", StopAt(6))
+    assert run(tmp_path / "parts", resume=True) == whole
+
+
+def test_values_that_are_not_finite_are_left_out_of_the_mean():
+    writer, trainer = ListWriter(), StubTrainer(steps_per_epoch=4)
+    hook = LogHook([writer], every_steps=3)
+    hook.before_train(trainer)
+    for trainer.step, value in enumerate([1.0, math.nan, 3.0], start=1):
+        trainer.losses = {"loss": torch.tensor(value), "loss_b": torch.tensor(math.inf)}
+        if trainer.step == 3:
+            trainer.losses["late"] = torch.tensor(5.0)
+        hook.after_step(trainer)
+        hook.load_state_dict(through_a_file(hook.state_dict()))
+    scalars = writer.lines[0][2]
+    assert scalars["train/loss"] == 2.0 and math.isnan(scalars["train/loss_b"]) and scalars["train/late"] == 5.0
+
+
+def test_published_metrics_are_written(tmp_path):
+    class Publisher(Hook):
+        def after_epoch(self, trainer):
+            trainer.publish_metrics({"val/mAP_50_95": 0.5})
+
+    lines = train(tmp_path, 6, [Publisher()], max_epochs=1)
+    assert lines[-1] == (6, 1, {"val/mAP_50_95": 0.5})
+
+
+def test_a_failing_writer_is_dropped(tmp_path, caplog):
+    class BrokenWriter(ListWriter):
+        def write(self, scalars, step, epoch):
+            raise OSError("disk full")
+
+    good = ListWriter()
+    with caplog.at_level(logging.WARNING):
+        make_trainer(tmp_path, hooks=[LogHook([BrokenWriter(), good], every_steps=2)]).train()
+    assert len([record for record in caplog.records if "BrokenWriter" in record.message]) == 1
+    assert len(good.lines) == 6 and good.is_closed
+
+
+def test_impossible_arguments():
+    with pytest.raises(ValueError, match="every_steps=0"):
+        LogHook([], every_steps=0)
