@@ -1,0 +1,173 @@
+"""The image encoder: a ViT with windowed and global attention blocks, and the projector behind it."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rfdetr.errors import InputError
+from rfdetr.models.attention import attention
+from rfdetr.models.projector import Projector
+
+_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of image patches, kept as a convolution kernel `proj` (the checkpoints' layout)."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor, num_windows: int) -> Tensor:
+        """images (B, 3, H, W) -> tokens (B, windows, tokens of a window, C), all in row-major order.
+
+        The patches are cut and sorted into windows on the pixels, which are few beside the features; the convolution is
+        then one matrix product that writes the tokens where they belong.
+        """
+        batch, channels, height, width = images.shape
+        size = self.patch_size
+        rows, cols = height // size // num_windows, width // size // num_windows
+        patches = images.reshape(batch, channels, num_windows, rows, size, num_windows, cols, size)
+        patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, num_windows**2, rows * cols, -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class WindowedViT(nn.Module):
+    """ViT whose blocks attend inside windows, except the global ones; parameter names are timm's.
+
+    Args:
+        taps: numbers of blocks after which a feature map is taken, ascending. The same numbers, read as block indices,
+            say which blocks attend over the whole image. Blocks after the last tap cannot learn: they are frozen and
+            never run.
+        grid_size: patches a side of the learned position table.
+        num_windows: windows a side.
+        checkpoint_blocks: recompute the blocks' activations in backward instead of keeping them.
+    """
+
+    def __init__(self, *, width: int, depth: int, num_heads: int, patch_size: int, grid_size: int, num_windows: int,
+                 taps: Sequence[int], checkpoint_blocks: bool = False) -> None:
+        super().__init__()
+        if not taps or list(taps) != sorted(set(taps)) or not 1 <= taps[0] <= taps[-1] <= depth:
+            raise ValueError(f"out_feature_indexes={tuple(taps)}: must be ascending block counts from 1 to {depth}")
+        self.patch_size = patch_size
+        self.grid_size = grid_size
+        self.num_windows = num_windows
+        self.taps = tuple(taps)
+        self.checkpoint_blocks = checkpoint_blocks
+        self.patch_embed = PatchEmbed(patch_size, width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid_size**2, width))
+        norm_layer = partial(nn.LayerNorm, eps=_EPS)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, init_values=1.0, norm_layer=norm_layer)
+            for _ in range(depth)
+        )
+        for block in self.blocks:
+            block.drop_path1, block.drop_path2 = DropPath(0.0), DropPath(0.0)
+        self.norm = norm_layer(width)
+        self._init_weights()
+        for block in self.blocks[self.taps[-1]:]:
+            block.requires_grad_(False)
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) -> one map (B, C, H/p, W/p) a tap, with channels-last strides."""
+        height, width = images.shape[-2:]
+        divisor = self.patch_size * self.num_windows
+        if height % divisor or width % divisor:
+            raise InputError(f"input of {height} x {width} pixels: both sides must be divisible by patch_size x "
+                             f"num_windows = {self.patch_size} x {self.num_windows} = {divisor}; resize or pad them")
+        grid = (height // self.patch_size, width // self.patch_size)
+        tokens = self._embed(images, grid)
+        maps = []
+        for index in range(self.taps[-1]):
+            arguments = (self.blocks[index], tokens, index in self.taps)
+            if self.checkpoint_blocks and self.training:
+                tokens = checkpoint(self._run_block, *arguments, use_reentrant=False)
+            else:
+                tokens = self._run_block(*arguments)
+            if index + 1 in self.taps:
+                maps.append(self._feature_map(self.norm(tokens), grid))
+        return maps
+
+    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """images (B, 3, H, W) -> tokens (B * windows, 1 + tokens of a window, C); every window has its own CLS."""
+        patches = self.patch_embed(images, self.num_windows)
+        patches = (patches + self._positions(grid)).flatten(0, 1)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
+        return torch.cat((cls_token.to(patches.dtype), patches), dim=1)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position table resampled to `grid` -> (windows, tokens of a window, C)."""
+        table, side, windows = self.pos_embed[:, 1:], self.grid_size, self.num_windows
+        if grid != (side, side):
+            pixels = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+            table = _resize(pixels, grid).permute(0, 2, 3, 1).to(table.dtype)
+        rows, cols = grid[0] // windows, grid[1] // windows
+        table = table.reshape(windows, rows, windows, cols, -1).transpose(1, 2)
+        return table.reshape(windows**2, rows * cols, -1)
+
+    def _run_block(self, block: Block, tokens: Tensor, is_global: bool) -> Tensor:
+        """tokens (B * windows, T, C) -> the same after one block.
+
+        A global block sees the windows of an image as one sequence, but only in its attention: drop path has to draw
+        for every window on its own.
+        """
+        normed = block.norm1(tokens)
+        if is_global and self.num_windows > 1:
+            normed = normed.reshape(-1, self.num_windows**2 * tokens.shape[1], tokens.shape[2])
+        attended = block.ls1(_self_attention(block.attn, normed)).reshape(tokens.shape)
+        tokens = tokens + block.drop_path1(attended)
+        return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+
+    def _feature_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """tokens (B * windows, 1 + T, C) -> (B, C, rows, cols): CLS dropped, windows put back in place."""
+        windows = self.num_windows
+        rows, cols = grid[0] // windows, grid[1] // windows
+        tokens = tokens[:, 1:].reshape(-1, windows, windows, rows, cols, tokens.shape[-1]).transpose(2, 3)
+        return tokens.reshape(-1, *grid, tokens.shape[-1]).permute(0, 3, 1, 2)
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize of the position table (1, C, h, w), with antialiasing also where it grows.
+
+    Antialiasing changes the cubic's coefficient, and the published weights were made with that one. Apple's GPUs lack
+    the operation, so there the small table takes a trip through the CPU.
+    """
+    source = pixels.to("cpu") if pixels.device.type == "mps" else pixels
+    resized = F.interpolate(source, size=size, mode="bicubic", align_corners=False, antialias=True)
+    return resized.to(pixels.device)
+
+
+def _self_attention(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """Run timm's attention layer on tokens (B, T, C), with the kernel of `attention`."""
+    query, key, value = layer.qkv(tokens).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return layer.proj(attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class Backbone(nn.Module):
+    """Encoder and projector: images to feature levels."""
+
+    def __init__(self, encoder: WindowedViT, projector: Projector) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+        self.out_feature_indexes = encoder.taps  # layer-wise learning rates count from the last of them
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images (B, 3, H, W) -> levels (B, D, h, w), finest first."""
+        return self.projector(self.encoder(images))

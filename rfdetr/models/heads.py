@@ -1,0 +1,90 @@
+"""Small heads on top of tokens: MLPs, class and box heads, and how a box is decoded."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_PRIOR = 0.01  # chance of an object that a fresh class head predicts
+
+
+def decode_boxes(delta: Tensor, reference: Tensor) -> Tensor:
+    """delta (..., 4), reference (..., 4) cxcywh -> boxes (..., 4) cxcywh, in the reference's (full) precision.
+
+    The centre moves by multiples of the reference's size and the size is scaled by exp, so nothing bounds a box.
+    """
+    delta = delta.to(reference.dtype)
+    size = reference[..., 2:]
+    return torch.cat((delta[..., :2] * size + reference[..., :2], delta[..., 2:].exp() * size), dim=-1)
+
+
+def full_precision(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a head's last layer in the precision of its weights, also under autocast.
+
+    It costs next to nothing, and neither scores nor box deltas are rounded to the 8 bits of bfloat16.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(layer.weight.dtype))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU in between."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [in_features, *[hidden] * (num_layers - 1), out_features]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) -> (..., out_features)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class BoxHead(MLP):
+    """Three-layer MLP that gives box deltas in full precision; fresh, it gives zeros (the reference itself)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 4, num_layers=3)
+        self.reset_output()
+
+    def reset_output(self) -> None:
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> deltas (..., 4)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return full_precision(self.layers[-1], x)
+
+
+def class_head(width: int, num_logits: int) -> nn.Linear:
+    """Linear class head whose bias makes every class as unlikely as focal losses want it at the start."""
+    head = nn.Linear(width, num_logits)
+    nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+    return head
+
+
+def grouped_linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    """Apply layer g to x[g] for all groups in one product: x (G, R, I) -> (G, R, O)."""
+    weight = torch.stack([layer.weight for layer in layers])
+    bias = torch.stack([layer.bias for layer in layers])
+    return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+
+def grouped_full_precision(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+    """`grouped_linear` in the precision of the weights, also under autocast (see `full_precision`)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return grouped_linear(layers, x.to(layers[0].weight.dtype))
+
+
+def grouped_boxes(heads: Sequence[BoxHead], x: Tensor) -> Tensor:
+    """Box deltas of head g for x[g]: x (G, R, D) -> (G, R, 4)."""
+    *hidden, last = zip(*(head.layers for head in heads))
+    for layers in hidden:
+        x = F.relu(grouped_linear(layers, x))
+    return grouped_full_precision(last, x)

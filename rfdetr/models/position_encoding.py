@@ -1,0 +1,20 @@
+"""Sine embedding of boxes, the position that the decoder's queries carry."""
+
+import math
+
+import torch
+from torch import Tensor
+
+_TEMPERATURE = 10000.0
+
+
+def sine_box_embedding(boxes: Tensor, num_features: int) -> Tensor:
+    """boxes (..., 4) cxcywh -> (..., 4 * num_features), the coordinates in the order y, x, w, h.
+
+    Each coordinate becomes `num_features` values, sine and cosine in turn, at frequencies that fall geometrically.
+    """
+    pair = torch.arange(num_features // 2, dtype=boxes.dtype, device=boxes.device)
+    frequencies = 2 * math.pi / _TEMPERATURE ** (2 * pair / num_features)
+    x, y, width, height = boxes.unbind(-1)
+    angles = torch.stack((y, x, width, height), dim=-1)[..., None] * frequencies  # (..., 4, num_features / 2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)

@@ -1,0 +1,123 @@
+"""First stage: every token of the memory proposes a box, and each query group picks its best tokens."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rfdetr.models.heads import (
+    BoxHead,
+    decode_boxes,
+    grouped_boxes,
+    grouped_full_precision,
+    grouped_linear,
+)
+
+_PROPOSAL_SIZE = 0.05  # side of a proposal on the first level, as a share of the image
+_MARGIN = 0.01  # a valid proposal's numbers lie strictly between this and one minus this
+
+
+class Proposals(NamedTuple):
+    boxes: Tensor  # (B or 1, S, 4) cxcywh float32, zeros where invalid
+    invalid: Tensor  # (B or 1, S) bool
+
+
+class Selection(NamedTuple):
+    """The chosen tokens of all groups, group after group on the query axis (M = groups * k)."""
+
+    features: Tensor  # (B, M, D)
+    logits: Tensor  # (B, M, K)
+    boxes: Tensor  # (B, M, 4) cxcywh
+
+
+class GroupHeads(NamedTuple):
+    """The first stage's own layers, one of each a group."""
+
+    output: Sequence[nn.Linear]
+    norm: Sequence[nn.LayerNorm]
+    classes: Sequence[nn.Linear]
+    boxes: Sequence[BoxHead]
+
+
+def make_proposals(shapes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | None,
+                   device: torch.device) -> Proposals:
+    """One proposal a cell of every level, relative to the unpadded image, in float32 whatever the model computes in.
+
+    Args:
+        shapes: (h, w) of the levels.
+        masks: (B, h, w) bool a level, True = padding; None where no image has any.
+    """
+    boxes, padding = [], []
+    for level, (height, width) in enumerate(shapes):
+        rows = torch.arange(height, dtype=torch.float32, device=device)[:, None].expand(height, width) + 0.5
+        cols = torch.arange(width, dtype=torch.float32, device=device).expand(height, width) + 0.5
+        if masks is None:
+            centres = torch.stack((cols / width, rows / height), dim=-1)[None]
+        else:
+            valid_width, valid_height = valid_extent(masks[level])
+            centres = torch.stack((cols / valid_width[:, None, None], rows / valid_height[:, None, None]), dim=-1)
+            padding.append(masks[level].flatten(1))
+        sizes = torch.full_like(centres, _PROPOSAL_SIZE * 2.0**level)
+        boxes.append(torch.cat((centres, sizes), dim=-1).flatten(1, 2))
+    boxes = torch.cat(boxes, dim=1)
+    invalid = ~((boxes > _MARGIN) & (boxes < 1 - _MARGIN)).all(-1)
+    if masks is not None:
+        invalid = invalid | torch.cat(padding, dim=1)
+    return Proposals(boxes.masked_fill(invalid[..., None], 0.0), invalid)
+
+
+def valid_extent(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """mask (B, h, w) bool, True = padding -> unpadded width and height in cells, (B,) float32 each."""
+    return (~mask[:, 0, :]).sum(1, dtype=torch.float32), (~mask[:, :, 0]).sum(1, dtype=torch.float32)
+
+
+def select_tokens(memory: Tensor, proposals: Proposals, heads: GroupHeads, num_queries: int) -> Selection:
+    """Pick the `num_queries` tokens (fewer where there are fewer) with the highest class score, in each group.
+
+    memory (B, S, D). Invalid tokens are zeroed but stay in the ranking. The ranking itself needs no gradient, so the
+    groups' layers run once over all tokens without a graph, and with a graph only over the chosen ones.
+    """
+    batch, num_tokens, _ = memory.shape
+    groups, chosen = len(heads.output), min(num_queries, num_tokens)
+    memory = memory.masked_fill(proposals.invalid[..., None], 0.0)
+    best = _class_scores(memory, heads).topk(chosen, dim=-1).indices  # (G, B, k)
+    offsets = torch.arange(batch, device=memory.device)[:, None] * num_tokens
+    rows = (best + offsets).flatten()
+    features = memory.flatten(0, 1).index_select(0, rows).unflatten(0, (groups, -1))  # (G, B * k, D)
+    features = _grouped_norm(heads.norm, grouped_linear(heads.output, features))
+    boxes = proposals.boxes.expand(batch, -1, -1).flatten(0, 1).index_select(0, rows).unflatten(0, (groups, -1))
+    boxes = boxes.to(torch.promote_types(memory.dtype, boxes.dtype))
+    results = (features, grouped_full_precision(heads.classes, features),
+               decode_boxes(grouped_boxes(heads.boxes, features), boxes))
+    # (G, B * k, X) -> (B, G * k, X)
+    return Selection(*(x.unflatten(1, (batch, chosen)).transpose(0, 1).flatten(1, 2) for x in results))
+
+
+@torch.no_grad()
+def _class_scores(memory: Tensor, heads: GroupHeads) -> Tensor:
+    """memory (B, S, D) -> highest class logit of every token, (G, B, S).
+
+    The norms' gains and offsets are folded into the class layers, which spares two passes over G * B * S * D numbers.
+    """
+    groups, (batch, num_tokens, width) = len(heads.output), memory.shape
+    weight = torch.cat([layer.weight for layer in heads.output])
+    bias = torch.cat([layer.bias for layer in heads.output])
+    features = F.linear(memory, weight, bias).view(batch * num_tokens, groups, width)
+    features = F.layer_norm(features, (width,), eps=heads.norm[0].eps).transpose(0, 1)
+    classes = torch.stack([layer.weight for layer in heads.classes])  # (G, K, D)
+    gains = torch.stack([norm.weight for norm in heads.norm])
+    with torch.autocast(memory.device.type, enabled=False):
+        bias = torch.stack([F.linear(norm.bias, layer.weight, layer.bias)
+                            for norm, layer in zip(heads.norm, heads.classes)])
+        folded = (classes * gains[:, None]).transpose(1, 2)
+        scores = torch.baddbmm(bias[:, None], features.to(folded.dtype), folded).amax(-1)
+    return scores.view(groups, batch, num_tokens)
+
+
+def _grouped_norm(norms: Sequence[nn.LayerNorm], x: Tensor) -> Tensor:
+    """x (G, R, D) -> norm g applied to x[g]."""
+    weight = torch.stack([norm.weight for norm in norms])[:, None]
+    bias = torch.stack([norm.bias for norm in norms])[:, None]
+    return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=norms[0].eps), weight)
