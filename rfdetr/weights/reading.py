@@ -1,0 +1,161 @@
+"""Open a checkpoint file without trusting it, and find the weights in it, whoever wrote it.
+
+Known writers: the published legacy engine (`model`, `args` as a Namespace, `ema_model`), rfdetr 1.11.2 (`model` beside a
+Lightning `state_dict`), Lightning itself (`state_dict` with prefixes), converted legacy files (`legacy_ema_state_dict`),
+this project (`checkpoint_best_*.pth`, `checkpoint.pth`), and a bare state dict.
+"""
+
+import argparse
+import os
+import re
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rfdetr.errors import InputError
+from rfdetr.weights.download import find_weights
+from rfdetr.weights.names import is_native, to_official
+
+_ALLOWED = [argparse.Namespace, types.SimpleNamespace]  # what the published engine pickles beside tensors
+_FORBIDDEN = re.compile(r"(?:unsupported GLOBAL|GLOBAL|class|function) ['`]?([\w.]+)['`]? (?:was not an allowed|whose module)")
+_PREFIXES = ("_orig_mod.", "module.", "model.")
+_DETAILS = ("model_name", "model_config", "label_map", "epoch", "step", "metrics", "best_total_source")
+_READ = "_read_from"  # marks what read_checkpoint returned, so that it is not taken apart twice
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read any known checkpoint onto the CPU, published ones also by their name alone, and return it in one form.
+
+    Returns:
+        dict with `model` and `ema_model` (None where there is none): tensors under the published names; `args`: dict;
+        and, None where the file does not say: model_name, model_config, label_map, class_names, epoch, step, metrics.
+        `load_weights` and `model_config_from_checkpoint` take it as it is.
+    """
+    found = find_weights(path)
+    return normalise(open_plain(found), str(found))
+
+
+def normalise(content: Any, origin: str) -> dict[str, Any]:
+    """Bring what a checkpoint file holds into the form that `read_checkpoint` describes."""
+    if isinstance(content, dict) and _READ in content:
+        return content
+    if not isinstance(content, dict):
+        raise InputError(f"{origin}: holds a {type(content).__name__}, not a checkpoint's dict; {_WANTED}")
+    args = _plain_args(content)
+    ema = _find_ema(content)
+    return {
+        _READ: origin,
+        "model": _clean(_find_weights(content, origin), origin),
+        "ema_model": None if ema is None else _clean(ema, origin),
+        "args": args,
+        "class_names": _class_names(args, content.get("label_map")),
+        **{name: content.get(name, args.get(name)) for name in _DETAILS},
+    }
+
+
+def origin_of(content: dict[str, Any]) -> str:
+    """Return what to call this checkpoint in a message."""
+    return content[_READ]
+
+
+_WANTED = "expected a dict with the weights under 'model' (or 'state_dict')"
+
+
+def open_plain(path: Path) -> Any:
+    """Return the file's content; refuse what is damaged or would run code."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"checkpoint {path}: {what}")
+    if path.stat().st_size == 0:
+        raise InputError(f"checkpoint {path}: the file is empty; copy or download it again")
+    try:
+        if zipfile.is_zipfile(path):
+            _check_records(path)
+        with torch.serialization.safe_globals(_ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # bytes of unknown origin: the unpickler may raise anything
+        raise InputError(f"checkpoint {path}: {_reason(error)}") from error
+
+
+def _check_records(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise InputError(f"checkpoint {path}: damaged, the checksum of its record {damaged!r} is wrong; get it again")
+
+
+def _reason(error: Exception) -> str:
+    """Say in a sentence why a file was not read."""
+    text = str(error)
+    if found := _FORBIDDEN.search(text):
+        return (f"refused, because it holds {found[1]!r} and not only tensors and plain values, so that reading it could run "
+                "code. If you trust it, open it where it was made and save {'model': its state dict} again")
+    detail = text.rsplit("WeightsUnpickler error:", 1)[-1].strip() or type(error).__name__  # torch's own advice comes first
+    return ("not a readable checkpoint: truncated, or not written by torch.save "
+            f"({detail.splitlines()[0][:200]}); copy or download it again")
+
+
+def _plain_args(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the training arguments as a dict, whether they were a Namespace, a dict or not there."""
+    args = content.get("args")
+    if args is None:
+        args = content.get("hyper_parameters")
+    if isinstance(args, tuple(_ALLOWED)):
+        args = vars(args)
+    return dict(args) if isinstance(args, dict) else {}
+
+
+def _class_names(args: dict[str, Any], label_map: Any) -> list[str] | None:
+    names = args.get("class_names")
+    if not names and isinstance(label_map, dict):
+        names = [row.get("name") for row in label_map.get("classes", ()) if isinstance(row, dict)]
+    return list(map(str, names)) if isinstance(names, (list, tuple)) and names else None
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _find_weights(content: dict[str, Any], origin: str) -> dict[str, Any]:
+    for candidate in (content.get("model"), content.get("state_dict"), content):
+        if _is_state_dict(candidate):
+            return candidate
+    keys = ", ".join(map(str, list(content)[:10])) or "none"
+    raise InputError(f"{origin}: no weights in it (its keys: {keys}); {_WANTED}")
+
+
+def _find_ema(content: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the averaged weights that a file carries beside the trained ones."""
+    candidates = [content.get("ema_model"), content.get("legacy_ema_state_dict")]
+    callbacks = content.get("callbacks")
+    if isinstance(callbacks, dict):  # Lightning keeps them in the state of the callback that averages
+        candidates += [state.get("average_model_state_dict") for state in callbacks.values() if isinstance(state, dict)]
+    for candidate in candidates:
+        if not isinstance(candidate, dict):
+            continue
+        for inner in (candidate, *candidate.values()):  # the state itself, or a dict that wraps it
+            if _is_state_dict(inner):
+                return inner
+    return None
+
+
+def _clean(state: dict[str, Any], origin: str) -> dict[str, Tensor]:
+    """Drop what is not a tensor, strip wrappers from the names and return the published names."""
+    cleaned = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or name.endswith("_extra_state"):
+            continue
+        name = name.replace("._orig_mod.", ".")
+        while name.startswith(_PREFIXES):
+            name = name.split(".", 1)[1]
+        cleaned[name] = value
+    if lora := next((name for name in cleaned if "base_model.model." in name or ".lora_" in name), None):
+        raise InputError(f"{origin}: its weights are split into a base and LoRA adapters ({lora}); merge them where it was "
+                         "trained (merge_and_unload() of peft) and save the merged model")
+    return to_official(cleaned) if is_native(list(cleaned)) else cleaned
