@@ -115,7 +115,7 @@ class WindowedViT(nn.Module):
         """The position table resampled to `grid` -> (windows, tokens of a window, C)."""
         table, side, windows = self.pos_embed[:, 1:], self.grid_size, self.num_windows
         if grid != (side, side):
-            pixels = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+            pixels = table.to(torch.promote_types(table.dtype, torch.float32)).reshape(1, side, side, -1).permute(0, 3, 1, 2)
             table = _resize(pixels, grid).permute(0, 2, 3, 1).to(table.dtype)
         rows, cols = grid[0] // windows, grid[1] // windows
         table = table.reshape(windows, rows, windows, cols, -1).transpose(1, 2)

@@ -1,0 +1,123 @@
+"""One split of a data set in memory, whatever format it was read from: compact arrays, cleaned.
+
+Readers (coco.py) return a `RawSplit`; `clean` makes `Annotations` of it. Arrays instead of a Python object for each box
+keep the memory small, and worker processes that are forked share it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rfdetr.data.label_map import Category, LabelMap
+
+CLAMP_TOLERANCE = 0.01  # pixels; rounding in the file, not worth a word
+
+
+class PackedBytes:
+    """A read-only sequence of byte strings in one array."""
+
+    def __init__(self, items: Sequence[bytes]) -> None:
+        self._data = np.frombuffer(b"".join(items), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, items)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._data[self._ends[index] : self._ends[index + 1]].tobytes()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RawSplit:
+    """What a reader found: N images and M objects, as the files have them."""
+
+    source: Path  # the file or folder to name in messages
+    image_root: Path  # file names are relative to it
+    image_ids: np.ndarray  # (N,) int64, each once
+    file_names: list[str]  # N
+    image_sizes: np.ndarray  # (N, 2) int64 h, w
+    categories: list[Category]
+    image_indices: np.ndarray  # (M,) int64, which of the N images an object is on
+    boxes: np.ndarray  # (M, 4) float64 xyxy in pixels
+    category_ids: np.ndarray  # (M,) int64, all of them in categories
+    areas: np.ndarray  # (M,) float64 in pixels; NaN where the file does not say
+    is_crowd: np.ndarray  # (M,) bool
+    segmentations: list[bytes] | None = None  # M encoded masks (segmentations.py), None if not asked for
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Annotations:
+    """A cleaned split: the objects of image i are the rows ``offsets[i]:offsets[i + 1]``."""
+
+    source: Path
+    image_root: Path
+    image_ids: np.ndarray  # (N,) int64, ascending
+    file_names: np.ndarray  # (N,) bytes
+    image_sizes: np.ndarray  # (N, 2) int64 h, w
+    offsets: np.ndarray  # (N + 1,) int64
+    boxes: np.ndarray  # (M, 4) float32 xyxy in pixels, inside the image
+    labels: np.ndarray  # (M,) int64
+    areas: np.ndarray  # (M,) float32 in pixels, as annotated
+    is_crowd: np.ndarray  # (M,) bool
+    segmentations: PackedBytes | None
+
+    def image_path(self, index: int) -> Path:
+        return self.image_root / os.fsdecode(self.file_names[index])
+
+
+def clean(raw: RawSplit, label_map: LabelMap, *, drop_crowds: bool) -> tuple[Annotations, dict[str, int]]:
+    """Clamp boxes to their image, drop what cannot be an object, and count everything that was done.
+
+    Returns:
+        the annotations, with images in the order of their ids, and the report: a count for each kind of dirt.
+    """
+    image_order = np.argsort(raw.image_ids, kind="stable")
+    limits = np.tile(raw.image_sizes[raw.image_indices][:, ::-1], 2)  # w, h, w, h
+    clamped = raw.boxes.clip(0, limits)
+    labels = label_map.labels_of(raw.category_ids)
+
+    crowds = raw.is_crowd if drop_crowds else np.zeros_like(raw.is_crowd)
+    unmapped = (labels < 0) & ~crowds
+    candidates = ~crowds & ~unmapped
+    finite = np.isfinite(raw.boxes).all(axis=1)
+    solid = (clamped[:, 2] > clamped[:, 0]) & (clamped[:, 3] > clamped[:, 1])  # False for NaN
+    kept = candidates & finite & solid
+
+    place = np.empty(len(image_order), dtype=np.int64)
+    place[image_order] = np.arange(len(image_order))
+    images = place[raw.image_indices]
+    rows = np.flatnonzero(kept)[np.argsort(images[kept], kind="stable")]
+    counts = np.bincount(images[rows], minlength=len(image_order))
+    boxes = clamped[rows]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = np.where(np.isfinite(raw.areas[rows]), raw.areas[rows], sides[:, 0] * sides[:, 1])
+    annotations = Annotations(
+        source=raw.source, image_root=raw.image_root, image_ids=raw.image_ids[image_order],
+        file_names=np.array([os.fsencode(raw.file_names[index]) for index in image_order], dtype=np.bytes_),
+        image_sizes=raw.image_sizes[image_order], offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=boxes.astype(np.float32), labels=labels[rows], areas=areas.astype(np.float32), is_crowd=raw.is_crowd[rows],
+        segmentations=None if raw.segmentations is None else PackedBytes([raw.segmentations[row] for row in rows]),
+    )
+    moved = np.abs(clamped - raw.boxes).max(axis=1, initial=0) > CLAMP_TOLERANCE
+    return annotations, {
+        "images": len(image_order), "background_images": int((counts == 0).sum()), "boxes": len(rows),
+        "crowds": int(annotations.is_crowd.sum()), "crowds_dropped": int(crowds.sum()), "unmapped": int(unmapped.sum()),
+        "not_finite": int((candidates & ~finite).sum()), "zero_size": int((candidates & finite & ~solid).sum()),
+        "clamped": int((moved & kept).sum()),
+    }
+
+
+def describe(report: dict[str, int]) -> str:
+    """Say in one line what a split holds and what was done to it."""
+    done = {
+        "crowds_dropped": "crowd regions left out", "crowds": "crowd regions",
+        "unmapped": "boxes left out because the label map lacks their category",
+        "not_finite": "boxes with NaN or infinite coordinates dropped", "zero_size": "boxes without an area dropped",
+        "clamped": "boxes cut at the edge of their image", "without_mask": "objects without a mask",
+    }
+    notes = [f"{report[key]} {text}" for key, text in done.items() if report.get(key)]
+    head = f"{report['images']} images ({report['background_images']} without boxes), {report['boxes']} boxes"
+    return "; ".join([head, *notes])

@@ -1,0 +1,233 @@
+"""The data set: images and targets of one split, made ready for the model at access."""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from rfdetr.data.annotations import Annotations
+from rfdetr.data.images import normalize, preprocess, read_image, resize, to_float
+from rfdetr.data.label_map import LabelMap
+from rfdetr.data.recipes import Recipe
+from rfdetr.data.samplers import SampleKey
+from rfdetr.data.segmentations import draw, draw_view
+from rfdetr.data.transforms import apply_transforms
+from rfdetr.data.views import View
+from rfdetr.errors import InputError
+
+GREY = 124  # about ImageNet's mean, of the picture in place of one that cannot be read
+
+logger = logging.getLogger(__name__)
+
+
+class CocoDetection(Dataset):
+    """Images and COCO-style targets of one split; `open_dataset` makes it, whatever format the files have.
+
+    An item is ``(image (3, H, W) float32 normalised, target)``. With a `SampleKey` it is augmented and has the key's size; with a
+    plain index it is the evaluation's sample. The target holds `boxes` (M, 4) cxcywh in [0, 1], `labels` (M,), `image_id` (1,),
+    `area` (M,) in pixels of the original as annotated, `iscrowd` (M,), `orig_size` (2,) and `size` (2,) h, w, and if asked for
+    `masks` (M, h, w) bool: of the size of the image when training, of the original when evaluating.
+
+    Args:
+        augment: a recipe, or a transform of one's own (transforms.py), for samples asked for with a key.
+        image_size: (H, W) where the key does not say.
+        on_bad_image: "error", or "blank": a picture that cannot be read is logged and replaced by a grey one, without
+            objects when training; in evaluation its objects stay and count as missed.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        label_map: LabelMap,
+        *,
+        split: str,
+        image_size: tuple[int, int],
+        augment: Recipe | Callable,
+        report: dict[str, int],
+        on_bad_image: str = "error",
+    ) -> None:
+        if on_bad_image not in ("error", "blank"):
+            raise InputError(f"data.on_bad_image: {on_bad_image!r} is unknown; it must be error or blank")
+        self.label_map, self.split, self.report = label_map, split, report
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.augment, self.on_bad_image = augment, on_bad_image
+        self._annotations = annotations
+        self._complained: set[int] = set()  # images that were logged as bad, by this process
+
+    @property
+    def num_images(self) -> int:
+        return len(self._annotations.image_ids)
+
+    @property
+    def num_boxes(self) -> int:
+        return len(self._annotations.boxes)
+
+    @property
+    def with_masks(self) -> bool:
+        return self._annotations.segmentations is not None
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """Number of boxes of each class, crowds left out."""
+        labels = self._annotations.labels[~self._annotations.is_crowd]
+        names = self.label_map.names
+        return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist()))
+
+    @property
+    def boxes_per_image(self) -> np.ndarray:
+        """Number of boxes on each image, (N,)."""
+        return np.diff(self._annotations.offsets)
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def image_path(self, index: int) -> Path:
+        return self._annotations.image_path(index)
+
+    def image_id(self, index: int) -> int:
+        return int(self._annotations.image_ids[index])
+
+    def load_image(self, index: int) -> Tensor:
+        """Decode the picture as it is, (3, h, w) uint8 RGB; raises InputError where that is not possible."""
+        return read_image(self.image_path(index), annotated_size=self._size(index))
+
+    def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
+        if not isinstance(key, SampleKey):
+            return self._plain(range(len(self))[key])
+        if isinstance(self.augment, Recipe):
+            return self._augmented(key, self.augment)
+        return self._transformed(key, self.augment)
+
+    def _plain(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = self._read(index)
+        rows = self._rows(index)
+        size = self._size(index)
+        masks = self._masks(index, rows, size, lambda encoded: draw(encoded, *size))
+        if pixels is None:
+            pixels = torch.full((3, *size), GREY, dtype=torch.uint8)
+        target = self._target(index, rows, self._fractions(index, rows), self.image_size, masks)
+        return preprocess(pixels, self.image_size), target
+
+    def _augmented(self, key: SampleKey, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
+        size = key.size or self.image_size
+        height, width = self._size(key.index)
+        generator = key.generator()
+        view = recipe.draw_view(generator, height, width)
+        # cutting and resizing are one step, so only as many pixels as the result has need to be decoded
+        pixels = self._read(key.index, min_size=_shown_at(view, size))
+        if pixels is None:
+            return self._blank(key.index, size)
+        view = view.snapped(*pixels.shape[-2:])
+        image = normalize(recipe.change_colours(generator, to_float(_show(pixels, view, size))))
+
+        rows = self._rows(key.index)
+        boxes, visible = view.move_boxes(self._fractions(key.index, rows))
+        kept = (visible > 0) & (visible >= recipe.min_visible)
+        rows, boxes = rows[kept], boxes[kept]
+        masks = self._masks(key.index, rows, size, lambda encoded: draw_view(encoded, height, width, view, size))
+        return image, self._target(key.index, rows, boxes, size, masks)
+
+    def _transformed(self, key: SampleKey, transform: Callable) -> tuple[Tensor, dict[str, Tensor]]:
+        """Apply one's own transforms to the picture at its full size, then resize."""
+        index, size = key.index, key.size or self.image_size
+        pixels = self._read(index)
+        if pixels is None:
+            return self._blank(index, size)
+        rows = self._rows(index)
+        height, width = self._size(index)
+        masks = self._masks(index, rows, (height, width), lambda encoded: draw(encoded, height, width))
+        labels = torch.from_numpy(self._annotations.labels[rows])
+        seed = int(key.generator().integers(2**62))
+        sample = apply_transforms(transform, pixels, self._annotations.boxes[rows], labels, masks, seed)
+
+        pixels = sample.pixels if sample.pixels.dtype == torch.uint8 else (sample.pixels * 255).round().clamp(0, 255).byte()
+        target = self._target(index, rows[:0], sample.boxes, size, None)
+        # the transforms may have dropped any of the objects, so the annotated areas no longer belong to rows
+        areas = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1) * height * width
+        target.update(labels=sample.labels, area=torch.from_numpy(areas).float(), iscrowd=torch.zeros_like(sample.labels))
+        if sample.masks is not None:
+            target["masks"] = F.resize(sample.masks, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+        return preprocess(pixels, size), target
+
+    def _blank(self, index: int, size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = self._rows(index)[:0]
+        masks = self._masks(index, rows, size, lambda encoded: np.zeros(size, dtype=bool))
+        image = normalize(to_float(torch.full((3, *size), GREY, dtype=torch.uint8)))
+        return image, self._target(index, rows, np.zeros((0, 4)), size, masks)
+
+    def _target(
+        self, index: int, rows: np.ndarray, boxes: np.ndarray, size: tuple[int, int], masks: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Make the target of objects `rows`, whose boxes (n, 4) are xyxy in fractions of the image."""
+        corners, far_corners = boxes[:, :2], boxes[:, 2:]
+        cxcywh = np.concatenate([(corners + far_corners) / 2, far_corners - corners], axis=1).astype(np.float32)
+        target = {
+            "boxes": torch.from_numpy(cxcywh),
+            "labels": torch.from_numpy(self._annotations.labels[rows]),
+            "image_id": torch.tensor([self.image_id(index)]),
+            "area": torch.from_numpy(self._annotations.areas[rows]),
+            "iscrowd": torch.from_numpy(self._annotations.is_crowd[rows].astype(np.int64)),
+            "orig_size": torch.tensor(self._size(index)),
+            "size": torch.tensor(size),
+        }
+        return target if masks is None else {**target, "masks": masks}
+
+    def _masks(
+        self, index: int, rows: np.ndarray, size: tuple[int, int], draw_one: Callable[[bytes], np.ndarray]
+    ) -> Tensor | None:
+        """Draw the masks (n, h, w) of objects, one at a time; None where no masks were asked for."""
+        if not self.with_masks:
+            return None
+        masks = torch.zeros(len(rows), *size, dtype=torch.bool)
+        for mask, row in zip(masks, rows):
+            try:
+                mask.copy_(torch.from_numpy(draw_one(self._annotations.segmentations[row])))
+            except ValueError as error:
+                raise InputError(f"{self._annotations.source}: an object on image id {self.image_id(index)} has a bad "
+                                 f"segmentation: {error}; correct the file, or export the data set again") from None
+        return masks
+
+    def _read(self, index: int, min_size: tuple[int, int] | None = None) -> Tensor | None:
+        """Decode the picture; None where it cannot be read and a blank one may stand in."""
+        try:
+            return read_image(self.image_path(index), annotated_size=self._size(index), min_size=min_size)
+        except InputError as error:
+            if self.on_bad_image == "error":
+                raise
+            if index not in self._complained:
+                self._complained.add(index)
+                logger.warning("%s; a blank image takes its place", error)
+            return None
+
+    def _rows(self, index: int) -> np.ndarray:
+        return np.arange(self._annotations.offsets[index], self._annotations.offsets[index + 1])
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self._annotations.image_sizes[index].tolist()
+        return height, width
+
+    def _fractions(self, index: int, rows: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) xyxy as float64 fractions of their picture."""
+        height, width = self._size(index)
+        return self._annotations.boxes[rows] / np.array([width, height, width, height], dtype=np.float64)
+
+
+def _shown_at(view: View, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (h, w) that the whole picture has where the view has `size`."""
+    width, height = view.extent
+    return math.ceil(size[0] / height), math.ceil(size[1] / width)
+
+
+def _show(pixels: Tensor, view: View, size: tuple[int, int]) -> Tensor:
+    """Cut the view out of a picture (3, h, w) uint8, resize it to (H, W), and mirror it."""
+    top, left, bottom, right = view.pixels(*pixels.shape[-2:])
+    shown = resize(pixels[:, top:bottom, left:right], size)
+    mirrored = [dim for dim, flip in ((1, view.vflip), (2, view.hflip)) if flip]
+    return shown.flip(mirrored) if mirrored else shown

@@ -1,0 +1,113 @@
+"""Which sample comes when. Training order is a function of seed and epoch, never of processes, workers or batch size."""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from rfdetr.errors import InputError
+
+MIN_STEPS = 5  # a smaller data set is drawn from with replacement until an epoch has as many steps
+_ORDER_STREAM, _SAMPLE_STREAM = 1, 2  # keep the two kinds of random streams apart
+
+
+class SampleKey(NamedTuple):
+    """What a training sample is made from; the data set needs to know nothing else."""
+
+    index: int  # of the image
+    seed: int  # of the run
+    epoch: int
+    position: int  # in the epoch
+    size: tuple[int, int] | None = None  # (H, W) to resize to; None: the data set's own
+
+    def generator(self) -> np.random.Generator:
+        """Return the only source of randomness of this sample."""
+        return np.random.default_rng((_SAMPLE_STREAM, self.seed, self.epoch, self.position))
+
+
+class TrainBatchSampler(Sampler[list[SampleKey]]):
+    """Batches of one rank, shuffled anew each epoch.
+
+    An epoch is cut into windows of ``batch_size x grad_accum_steps x world_size`` positions, one for each optimizer step;
+    a last window that is not full is left out. One process with batch 8, 4 accumulated batches of 2, and two ranks with batch 4
+    see the same eight samples with the same augmentation.
+
+    Args:
+        sizes: (H, W) to choose one from for each step; None leaves the size to the data set.
+
+    Attributes:
+        samples_per_batch: over all ranks.
+        steps_per_epoch: optimizer steps.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        grad_accum_steps: int = 1,
+        seed: int,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if num_samples < 1:
+            raise InputError("the training split has no images")
+        if batch_size < 1 or grad_accum_steps < 1 or not 0 <= rank < world_size or seed < 0:
+            raise ValueError(f"batch_size={batch_size}, grad_accum_steps={grad_accum_steps} must be at least 1, "
+                             f"seed={seed} at least 0, and rank={rank} below world_size={world_size}")
+        self.num_samples, self.batch_size, self.grad_accum_steps = num_samples, batch_size, grad_accum_steps
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.sizes = None if sizes is None else [(int(height), int(width)) for height, width in sizes]
+        self.samples_per_batch = batch_size * world_size
+        self.samples_per_step = self.samples_per_batch * grad_accum_steps
+        self.steps_per_epoch = max(MIN_STEPS, num_samples // self.samples_per_step)
+        self.epoch = 0
+        self.start_batch = 0
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose what the next iteration gives: this epoch (from 0), from this batch of it on."""
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"start_batch={start_batch}: an epoch has {len(self)} batches")
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Return the batches of a whole epoch."""
+        return self.steps_per_epoch * self.grad_accum_steps
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        # set_epoch during an iteration is for the next one
+        return self._batches(self.epoch, self.start_batch)
+
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[list[SampleKey]]:
+        order = self._order(epoch)
+        for batch in range(start_batch, len(self)):
+            size = self._size(epoch * self.steps_per_epoch + batch // self.grad_accum_steps)
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            positions = range(first, first + self.batch_size)
+            yield [SampleKey(int(order[position]), self.seed, epoch, position, size) for position in positions]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the image index at each position of the epoch."""
+        generator = np.random.default_rng((_ORDER_STREAM, self.seed, epoch))
+        if self.num_samples < MIN_STEPS * self.samples_per_step:
+            return generator.integers(self.num_samples, size=MIN_STEPS * self.samples_per_step)
+        return generator.permutation(self.num_samples)
+
+    def _size(self, step: int) -> tuple[int, int] | None:
+        return random.Random(step).choice(self.sizes) if self.sizes else None
+
+
+class EvalSampler(Sampler[int]):
+    """Every ``world_size``-th image from ``rank`` on: each image once over all ranks, in order, none repeated to fill up."""
+
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, num_samples, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)

@@ -1,0 +1,297 @@
+"""Sections of a run's configuration beside the model: what to train on, how, and what to write down.
+
+Each is a frozen dataclass whose fields are documented where they are declared (`tools/train.py --help` shows that
+text) and which checks itself: a refused value is reported as `section.field: value ...; it must be ...`.
+The defaults are those that RF-DETR was published with.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from rfdetr.errors import InputError
+
+
+def check_fields(section: object, name: str, rule: str, is_valid: Callable[[Any], bool], *fields: str) -> None:
+    """Refuse the first of ``fields`` whose value is not valid; ``rule`` says in words what would be."""
+    for key in fields:
+        value = getattr(section, key)
+        if not is_valid(value):
+            raise InputError(f"{name}.{key}: {value!r} is not possible; it must be {rule}")
+
+
+def check_choices(section: object, name: str) -> None:
+    """Refuse a value that is not among the choices of its `Literal` field (Python does not check types itself)."""
+    for key, hint in get_type_hints(type(section)).items():
+        if get_origin(hint) is Literal:
+            check_fields(section, name, f"one of {', '.join(map(str, get_args(hint)))}", get_args(hint).__contains__, key)
+
+
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _is_not_negative(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+def _is_fraction(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _is_count(value: int) -> bool:
+    return value >= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Loss terms, and the costs by which predictions are matched to objects."""
+
+    cls: Literal["ia_bce", "varifocal", "position", "focal"] = "ia_bce"
+    """Classification loss; "ia_bce" is the published one."""
+    cls_loss_coef: float = 1.0
+    """Weight of the classification loss."""
+    bbox_loss_coef: float = 5.0
+    """Weight of the L1 box loss."""
+    giou_loss_coef: float = 2.0
+    """Weight of the generalized IoU loss."""
+    mask_ce_loss_coef: float = 5.0
+    """Weight of the masks' cross entropy, in the loss and in the matching (segmentation variants)."""
+    mask_dice_loss_coef: float = 5.0
+    """Weight of the masks' dice loss, in the loss and in the matching (segmentation variants)."""
+    set_cost_class: float = 2.0
+    """Weight of the class in the matching."""
+    set_cost_bbox: float = 5.0
+    """Weight of the L1 box distance in the matching."""
+    set_cost_giou: float = 2.0
+    """Weight of the generalized IoU in the matching."""
+    focal_alpha: float = 0.25
+    """Balance of positive and negative examples in the classification loss and the matching, 0 to 1."""
+    mask_point_sample_ratio: int = 16
+    """One point is sampled for so many mask pixels (segmentation variants)."""
+    normalize: Literal["batch", "window"] = "batch"
+    """Divide losses by the objects of a batch, or of the whole accumulation window (then accumulation equals a big batch)."""
+    sum_group_losses: bool = False
+    """Sum the losses of the query groups; the default averages them."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "loss")
+        check_fields(self, "loss", "0 or more", _is_not_negative, "cls_loss_coef", "bbox_loss_coef", "giou_loss_coef",
+                     "mask_ce_loss_coef", "mask_dice_loss_coef", "set_cost_class", "set_cost_bbox", "set_cost_giou")
+        check_fields(self, "loss", "between 0 and 1", _is_fraction, "focal_alpha")
+        check_fields(self, "loss", "1 or more", _is_count, "mask_point_sample_ratio")
+        if self.set_cost_class == self.set_cost_bbox == self.set_cost_giou == 0:
+            raise InputError("loss.set_cost_class, set_cost_bbox, set_cost_giou: all are 0; the matching needs one above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer and its learning rates."""
+
+    lr: float = 1e-4
+    """Learning rate of the heads, the projector and, times lr_component_decay, the decoder."""
+    lr_encoder: float = 1.5e-4
+    """Learning rate of the ViT's last block before the decays; earlier blocks get less."""
+    weight_decay: float = 1e-4
+    """Weight decay; biases, norms and embeddings of the ViT have none."""
+    lr_vit_layer_decay: float = 0.8
+    """Factor on the learning rate from one ViT block to the block before it."""
+    lr_component_decay: float = 0.7
+    """Factor on the decoder's learning rate; squared for the encoder."""
+    optimizer: str = "AdamW"
+    """A class of torch.optim, or the import path of an optimizer."""
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer, such as betas."""
+    schedule: str = "step"
+    """step (a tenth from lr_drop on), cosine (down to lr_min_factor), a class of torch.optim.lr_scheduler, or an import path."""
+    schedule_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a scheduler that is a class; it counts optimizer steps."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0; fractions are allowed."""
+    lr_drop: int = 100
+    """Epoch of the drop (schedule "step")."""
+    lr_min_factor: float = 0.0
+    """What is left of the learning rate at the end (schedule "cosine"), 0 to 1."""
+    clip_max_norm: float = 0.1
+    """Gradients are scaled down to this global L2 norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optim", "above 0", _is_positive, "lr", "lr_vit_layer_decay", "lr_component_decay")
+        check_fields(self, "optim", "0 or more", _is_not_negative, "lr_encoder", "weight_decay", "warmup_epochs", "clip_max_norm")
+        check_fields(self, "optim", "1 or more", _is_count, "lr_drop")
+        check_fields(self, "optim", "between 0 and 1", _is_fraction, "lr_min_factor")
+        if self.schedule in ("step", "cosine") and self.schedule_args:
+            raise InputError(f"optim.schedule_args: {self.schedule!r} takes none; it has lr_drop, lr_min_factor, warmup_epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are, and how they become batches."""
+
+    dataset_dir: str | None = None
+    """Folder of the data set; where format is "shapes" the data set is made in it."""
+    format: Literal["auto", "coco", "roboflow", "shapes"] = "auto"
+    """Layout of the folder: COCO's, Roboflow's COCO export, our made-up shapes, or found out by looking."""
+    batch_size: int = 4
+    """Images of a batch, in each process."""
+    eval_batch_size: int | None = None
+    """Images of an evaluation batch, in each process (default: batch_size)."""
+    num_workers: int = 2
+    """Loader processes, for each training process; 0 loads in the training process itself."""
+    augment: str | list[dict[str, Any]] = "default"
+    """Recipe of the training images (none, default, flips, light), or a list of torchvision v2 transforms by class_path."""
+    multi_scale: bool = True
+    """Train every step at a scale of its own around model.resolution."""
+    expanded_scales: bool = True
+    """Eleven scales instead of eight (with multi_scale)."""
+    label_map: Literal["contiguous", "coco"] = "contiguous"
+    """Labels 0 to K-1 in the order of the category ids, or the category ids themselves as in the official COCO weights."""
+    on_bad_image: Literal["error", "blank"] = "error"
+    """What happens at an image that cannot be read: stop, or log it and take a blank one instead."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "data")
+        check_fields(self, "data", "1 or more", _is_count, "batch_size")
+        check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "eval_batch_size")
+        check_fields(self, "data", "0 or more", _is_not_negative, "num_workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, where and how exactly to train."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    grad_accum_steps: int = 1
+    """Batches of one optimizer update; the effective batch is batch_size x grad_accum_steps x processes."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 on GPUs that have it, fp16 on other NVIDIA GPUs, fp32 elsewhere."""
+    seed: int = 42
+    """Seed of the weights, the data order, the augmentation and dropout."""
+    deterministic: bool = False
+    """Use only operations that repeat bit for bit (slower on GPUs)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    output_dir: str = "output"
+    """Folder of the run's files."""
+    save_every_steps: int = 0
+    """Write checkpoint.pth also every so many steps; 0: after epochs only."""
+    keep: int = 1
+    """Earlier versions of checkpoint.pth that stay beside it, in case the newest is damaged."""
+    max_bad_steps: int = 20
+    """Updates in a row with non-finite gradients (each is skipped) after which the run stops."""
+    max_hours: float = 0.0
+    """Stop with a valid checkpoint after so many hours; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "train")
+        check_fields(self, "train", "1 or more", _is_count, "epochs", "grad_accum_steps", "max_bad_steps")
+        check_fields(self, "train", "0 or more", _is_not_negative, "seed", "save_every_steps", "keep", "max_hours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """Exponential moving average of the weights, evaluated beside them."""
+
+    enabled: bool = True
+    """Keep an average."""
+    decay: float = 0.993
+    """What an update keeps of the average, once warmed up; 0 to 1."""
+    tau: float = 100.0
+    """Updates over which the decay grows from 0; 0: full decay at once."""
+    update_every: int = 1
+    """Steps from one update of the average to the next."""
+    use_buffers: bool = True
+    """Average floating-point buffers too, instead of copying them."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "ema", "between 0 and 1", _is_fraction, "decay")
+        check_fields(self, "ema", "0 or more", _is_not_negative, "tau")
+        check_fields(self, "ema", "1 or more", _is_count, "update_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropConfig:
+    """Stochastic depth in the ViT and dropout in the decoder."""
+
+    drop_path: float = 0.0
+    """Drop-path rate of the last ViT block; earlier blocks get linearly less."""
+    dropout: float = 0.0
+    """Dropout rate of the decoder."""
+    mode: Literal["standard", "early", "late"] = "standard"
+    """standard: all the time; early: until cutoff_epoch; late: from cutoff_epoch on."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Shape of the rate before the cutoff (mode "early"): as it is, or falling to 0."""
+    cutoff_epoch: int = 0
+    """Epoch at which modes "early" and "late" switch."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "drop")
+        check_fields(self, "drop", "0 or more and below 1", lambda value: 0 <= value < 1, "drop_path", "dropout")
+        check_fields(self, "drop", "0 or more", _is_not_negative, "cutoff_epoch")
+        if (self.mode, self.schedule) == ("late", "linear"):
+            raise InputError('drop.schedule: "linear" is not possible with drop.mode "late"; use "constant"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Stopping when val/mAP_50_95 no longer improves; the better of the weights and their average counts."""
+
+    enabled: bool = False
+    """Stop early."""
+    patience: int = 10
+    """Evaluations in a row without improvement after which the run stops."""
+    min_delta: float = 0.001
+    """What counts as improvement."""
+    use_ema: bool = False
+    """Look at the average's metric alone."""
+    check_finite: bool = True
+    """Stop at once when the metric is not finite."""
+    stopping_threshold: float | None = None
+    """Stop at once when the metric is above this."""
+    divergence_threshold: float | None = None
+    """Stop at once when the metric is below this."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "early_stopping", "1 or more", _is_count, "patience")
+        check_fields(self, "early_stopping", "0 or more", _is_not_negative, "min_delta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured on the validation and test images."""
+
+    every_epochs: int = 1
+    """Evaluate after every so many epochs, and after the last."""
+    max_dets: int = 500
+    """Detections of an image that count; COCO's own tables use 100."""
+    per_class: bool = True
+    """Also report the AP of each class."""
+    models: Literal["both", "regular", "ema"] = "both"
+    """Which weights are evaluated: the trained ones, their average, or both."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
+    """Precision of evaluations; with fp32 the numbers hardly depend on the machine."""
+    run_test: bool = False
+    """Evaluate the best weights on the test split at the end."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "eval")
+        check_fields(self, "eval", "1 or more", _is_count, "every_epochs", "max_dets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes down; metrics.jsonl is always written."""
+
+    every_steps: int = 20
+    """Training losses are written every so many steps."""
+    tensorboard: bool = True
+    """Write TensorBoard events into output_dir."""
+    progress: bool = True
+    """Show a progress bar (on terminals only)."""
+    plots: bool = True
+    """Draw curves and example pictures into output_dir at the end."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "log", "1 or more", _is_count, "every_steps")

@@ -1,0 +1,142 @@
+"""Decoding of every kind of image file, orientation, reduced decoding, and the network's input."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rfdetr.data import preprocess, read_image
+from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
+from rfdetr.errors import InputError
+
+GOLDENS = Path(__file__).parents[2] / "goldens" / "training"
+GREY_LEVEL = 1 / 255 / min(IMAGENET_STD)  # one of 256, after normalisation
+GRADIENT = np.add.outer(np.arange(40) * 3, np.arange(30) * 4).astype(np.uint8)
+
+
+def read_array(path: Path, **options) -> np.ndarray:
+    return read_image(path, **options).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
+def test_any_mode_becomes_rgb(tmp_path, mode):
+    image = Image.fromarray(GRADIENT).convert("RGB").convert(mode)
+    path = tmp_path / ("picture.tif" if mode in ("CMYK", "YCbCr") else "picture.png")
+    image.save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (3, 40, 30) and pixels.dtype == torch.uint8
+    np.testing.assert_allclose(read_array(path).astype(int), np.asarray(image.convert("RGB")).astype(int), atol=2)
+
+
+def test_transparency_is_ignored(tmp_path):
+    pixels = np.dstack([np.full((4, 5, 3), 200, np.uint8), np.zeros((4, 5), np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (read_array(tmp_path / "a.png") == 200).all()
+    palette = Image.fromarray(GRADIENT).convert("P")
+    palette.save(tmp_path / "b.png", transparency=0)
+    assert read_array(tmp_path / "b.png").shape == (40, 30, 3)
+
+
+def test_16_bit_grey_keeps_its_range(tmp_path):
+    Image.fromarray(GRADIENT.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert (read_array(tmp_path / "deep.png") == GRADIENT[..., None]).all()
+
+
+def write_turned(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(GRADIENT).convert("RGB").save(path, exif=exif)  # stored: 40 high, 30 wide
+
+
+def test_orientation_follows_the_annotated_size(tmp_path):
+    path = tmp_path / "turned.png"
+    write_turned(path, 6)
+    np.testing.assert_array_equal(read_array(path, annotated_size=(40, 30))[..., 0], GRADIENT)
+    np.testing.assert_array_equal(read_array(path, annotated_size=(30, 40))[..., 0], np.rot90(GRADIENT, -1))
+    np.testing.assert_array_equal(read_array(path)[..., 0], np.rot90(GRADIENT, -1))
+    write_turned(path, 3)
+    np.testing.assert_array_equal(read_array(path, annotated_size=(40, 30))[..., 0], GRADIENT)
+    np.testing.assert_array_equal(read_array(path)[..., 0], np.rot90(GRADIENT, 2))
+
+
+@pytest.mark.parametrize("size", [(80, 60), (30, 40)])
+def test_other_size_than_annotated_is_refused(tmp_path, size):
+    Image.fromarray(GRADIENT).save(tmp_path / "picture.png")
+    with pytest.raises(InputError, match=rf"30 x 40 pixels \(w x h\), but its annotations are for {size[1]} x {size[0]}"):
+        read_image(tmp_path / "picture.png", annotated_size=size)
+
+
+def test_jpeg_is_decoded_as_small_as_it_may_be(tmp_path, write_picture):
+    path = tmp_path / "large.jpg"
+    write_picture(path, (480, 640))
+    sizes = {(240, 320): (240, 320), (241, 320): (480, 640), (100, 100): (120, 160), (600, 600): (480, 640)}
+    for min_size, expected in sizes.items():
+        assert tuple(read_image(path, annotated_size=(480, 640), min_size=min_size).shape[1:]) == expected
+    exact = Image.open(path).resize((160, 120), Image.BOX)
+    assert np.abs(read_array(path, min_size=(100, 100)).astype(int) - np.asarray(exact)).mean() < 2
+
+
+def test_bad_files_are_named(tmp_path, write_picture):
+    with pytest.raises(InputError, match="gone.jpg: there is no such image file"):
+        read_image(tmp_path / "gone.jpg")
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(InputError, match="text.jpg: this is not an image"):
+        read_image(tmp_path / "text.jpg")
+    write_picture(tmp_path / "whole.jpg", (100, 100))
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1200])
+    with pytest.raises(InputError, match="cut.jpg: the image cannot be decoded .*truncated"):
+        read_image(tmp_path / "cut.jpg")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match="float.tif: .*floating point"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_preprocess_golden():
+    """The published validation transform resizes with Pillow; torch's uint8 kernel rounds a few values the other way."""
+    goldens = np.load(GOLDENS / "dataset.npz")
+    for name in ("val_square", "val_aspect"):
+        made = preprocess(goldens["image"], goldens[name].shape[1:]).numpy()
+        assert np.abs(made - goldens[name]).max() < 1.01 * GREY_LEVEL
+        assert np.abs(made - goldens[name]).mean() < 0.05 * GREY_LEVEL
+
+
+def test_preprocess_takes_images_arrays_and_tensors():
+    pixels = np.dstack([GRADIENT, GRADIENT, 255 - GRADIENT])
+    made = preprocess(Image.fromarray(pixels), (24, 32))
+    assert made.shape == (3, 24, 32) and made.dtype == torch.float32 and made.is_contiguous()
+    assert torch.equal(made, preprocess(pixels, (24, 32)))
+    assert torch.equal(made, preprocess(torch.from_numpy(pixels).permute(2, 0, 1), (24, 32)))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    assert torch.equal(made, preprocess(Image.open(buffer), (24, 32)))
+
+
+def test_preprocess_without_resizing_is_the_formula():
+    pixels = np.dstack([GRADIENT] * 3)
+    expected = (pixels.astype(np.float64) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    np.testing.assert_allclose(preprocess(pixels, (40, 30)).permute(1, 2, 0), expected, atol=1e-6)
+
+
+def test_preprocess_without_antialiasing_repeats_the_published_predict():
+    pixels = np.dstack([GRADIENT] * 3)
+    floats = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    resized = torch.nn.functional.interpolate(floats, (16, 16), mode="bilinear", align_corners=False)[0]
+    expected = (resized - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    torch.testing.assert_close(preprocess(pixels, (16, 16), antialias=False), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), torch.zeros(4, 4, 3, dtype=torch.uint8)])
+def test_preprocess_refuses_other_pixels(image):
+    with pytest.raises(InputError, match="expected RGB uint8"):
+        preprocess(image, (8, 8))
+
+
+def test_published_predict_golden():
+    """Decision 15: this golden was made without antialiasing."""
+    golden = np.load(GOLDENS.parent / "detector" / "predict_seg_nano_q16.npz")
+    made = preprocess(golden["image"], (312, 312), antialias=False)
+    np.testing.assert_allclose(made[None, :, :24, :24], golden["batch_slice"], atol=2e-6, rtol=0)
+    np.testing.assert_allclose(made[None, :, 100:102], golden["batch_rows"], atol=2e-6, rtol=0)

@@ -1,0 +1,137 @@
+"""Loaders: the same batches for any number of workers and any resume, plain errors, and workers that outlive a Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from rfdetr.data import eval_loader, open_dataset, train_loader
+from rfdetr.errors import InputError
+from rfdetr.nested_tensor import NestedTensor, collate
+
+GOLDEN = Path(__file__).parents[2] / "goldens" / "training" / "transforms.json"
+AUGMENT = {"recipe": "light", "own": [v2.RandomPhotometricDistort(), v2.RandomHorizontalFlip()]}
+
+
+@pytest.fixture
+def folder(write_roboflow, coco_content):
+    return write_roboflow(train=coco_content(12, extension="jpg"), valid=coco_content(5))
+
+
+def make_loader(folder, *, augment="light", with_masks=False, **options):
+    dataset = open_dataset(folder, "train", training=True, image_size=(32, 32), augment=augment, with_masks=with_masks)
+    return train_loader(dataset, **{"batch_size": 2, "seed": 3, "num_workers": 0, "sizes": [(32, 32), (32, 48)], **options})
+
+
+def flat(batches) -> list[torch.Tensor]:
+    """All tensors of some batches, in order."""
+    tensors = []
+    for samples, targets in batches:
+        tensors += [samples.tensors, samples.mask, *(value for target in targets for value in target.values())]
+    return tensors
+
+
+def assert_same(batches, expected) -> None:
+    batches, expected = flat(batches), flat(expected)
+    assert len(batches) == len(expected) > 0
+    assert all(torch.equal(a, b) for a, b in zip(batches, expected))
+
+
+def test_batches(folder):
+    batches = list(make_loader(folder, with_masks=True))
+    assert len(batches) == 6
+    for samples, targets in batches:
+        assert isinstance(samples, NestedTensor) and samples.tensors.shape[:3] == (2, 3, 32) and not samples.mask.any()
+        assert all(isinstance(value, torch.Tensor) for target in targets for value in target.values())
+        assert targets[0]["masks"].dtype == torch.bool and targets[0]["boxes"].dtype == torch.float32
+    assert len({samples.tensors.shape for samples, _ in batches}) == 2
+
+
+@pytest.mark.parametrize("augment", AUGMENT)
+def test_same_samples_for_any_number_of_workers_and_main_generator_untouched(folder, augment):
+    """Epoch by epoch with the same loader, so that persistent workers follow `set_epoch`."""
+    state = torch.get_rng_state()
+    runs = []
+    for num_workers in (0, 1, 2):
+        loader = make_loader(folder, augment=AUGMENT[augment], num_workers=num_workers)
+        epochs = []
+        for epoch in (0, 1):
+            loader.batch_sampler.set_epoch(epoch)
+            epochs += list(loader)
+        loader.batch_sampler.set_epoch(1, start_batch=4)
+        assert_same(list(loader), epochs[-2:])
+        assert not torch.equal(epochs[0][0].tensors, epochs[6][0].tensors)
+        runs.append(epochs)
+    assert_same(runs[1], runs[0])
+    assert_same(runs[2], runs[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_accumulation_and_ranks_give_the_samples_of_one_large_batch(folder):
+    def samples(**options):
+        return [target["image_id"].item() for _, targets in make_loader(folder, **options) for target in targets]
+    whole = make_loader(folder, batch_size=2)
+    parts = make_loader(folder, batch_size=1, grad_accum_steps=2)
+    ranks = [make_loader(folder, batch_size=1, rank=rank, world_size=2) for rank in (0, 1)]
+    for (big, _), (rank_0, _), (rank_1, _) in zip(whole, *ranks):
+        assert torch.equal(big.tensors, torch.cat([rank_0.tensors, rank_1.tensors]))
+    parts = list(parts)
+    for index, (big, _) in enumerate(whole):
+        assert torch.equal(big.tensors, torch.cat([parts[2 * index][0].tensors, parts[2 * index + 1][0].tensors]))
+
+
+@pytest.mark.slow
+def test_spawned_workers(folder):
+    expected = list(make_loader(folder))
+    assert_same(list(make_loader(folder, num_workers=1, start_method="spawn")), expected)
+
+
+def test_evaluation_covers_each_image_once(folder):
+    dataset = open_dataset(folder, "val", training=False, image_size=(30, 40))
+    seen = []
+    for rank in range(2):
+        for samples, targets in eval_loader(dataset, batch_size=2, rank=rank, world_size=2, num_workers=0, size_divisor=16):
+            assert samples.tensors.shape[2:] == (32, 48) and samples.mask[:, 30:].all() and not samples.mask[:, :30, :40].any()
+            seen += [target["image_id"].item() for target in targets]
+    assert sorted(seen) == [10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_image_arrives_as_one_plain_message(folder, num_workers):
+    (folder / "train" / "picture_7.jpg").unlink()
+    with pytest.raises(InputError) as caught:
+        list(make_loader(folder, num_workers=num_workers))
+    message = str(caught.value)
+    assert message.startswith(str(folder / "train" / "picture_7.jpg")) and "\n" not in message and "Traceback" not in message
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux")
+def test_workers_obey_the_main_process_alone(folder):
+    loader = make_loader(folder, num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    worker = loader._iterator._workers[0]
+    for name in ("INT", "TERM", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert len(list(batches)) == 5 and worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)  # from here
+    deadline = time.monotonic() + 10
+    while worker.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text())["collate"])
+def test_collate_golden(case):
+    images = [(torch.ones(3, *shape), {}) for shape in case["shapes"]]
+    samples, _ = collate(images, case["block_size"] or 1)
+    assert list(samples.tensors.shape) == case["out"]
+    assert (~samples.mask).sum(dim=(1, 2)).tolist() == case["valid_pixels"]
+    assert samples.tensors.sum(dim=(1, 2, 3)).tolist() == case["image_sums"]
+    assert samples.has_padding == (not case["no_padding"])

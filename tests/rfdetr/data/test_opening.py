@@ -1,0 +1,255 @@
+"""Opening data sets: formats, splits, label maps, dirt, and the message for everything that can be wrong."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from rfdetr.data import LabelMap, available_splits, detect_format, open_dataset, read_label_map, unseen_classes
+from rfdetr.errors import InputError
+
+SIZE = {"image_size": (32, 32)}
+
+
+def open_train(folder, **options):
+    return open_dataset(folder, "train", training=True, **SIZE, **options)
+
+
+def open_val(folder, **options):
+    return open_dataset(folder, "val", training=False, **SIZE, **options)
+
+
+@pytest.fixture
+def write_coco(tmp_path, write_picture):
+    """`write_coco(train2017=content)` writes COCO's own layout."""
+    def write(images_below: str = ".", **splits):
+        for name, content in splits.items():
+            (tmp_path / "coco" / "annotations").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "coco" / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+            folder = tmp_path / "coco" / images_below / name
+            folder.mkdir(parents=True)
+            for image in content["images"]:
+                write_picture(folder / image["file_name"], (image["height"], image["width"]))
+        return tmp_path / "coco"
+    return write
+
+
+def test_roboflow_layout(write_roboflow, coco_content):
+    folder = write_roboflow(train=coco_content(), valid=coco_content(3))
+    assert detect_format(folder) == "roboflow" and available_splits(folder) == ("train", "val")
+    train, val = open_train(folder), open_val(folder)
+    assert (train.split, train.num_images, train.num_boxes) == ("train", 6, 6)
+    assert (val.num_images, val.num_boxes, val.label_map) == (3, 4, train.label_map)  # 3 boxes and the crowd
+    assert train.label_map.names == ["cat", "dog"] and train.class_counts == {"cat": 4, "dog": 2}
+    assert train.image_path(2) == folder / "train" / "picture_2.png" and train.boxes_per_image.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("images_below", [".", "images"])
+def test_coco_layout(write_coco, coco_content, images_below):
+    folder = write_coco(images_below, train2017=coco_content(), val2017=coco_content(3))
+    assert detect_format(folder) == "coco" and available_splits(folder) == ("train", "val")
+    assert open_train(folder)[2][1]["image_id"].tolist() == [12]
+    with pytest.raises(InputError, match=r"has no test split \(found: train, val\)"):
+        open_dataset(folder, "test", training=False, **SIZE)
+
+
+def test_raw_coco_ids(write_coco, coco_content):
+    dataset = open_train(write_coco(train2017=coco_content()), label_map="coco")
+    assert dataset.label_map.raw and dataset[2][1]["labels"].tolist() == [3, 7]
+    assert dataset.class_counts["dog"] == 2
+
+
+def test_other_splits_use_the_train_map(write_roboflow, coco_content):
+    train, val = coco_content(), coco_content(3)
+    val["categories"] = [val["categories"][1], {"id": 1, "name": "new", "supercategory": "none"}, val["categories"][0]]
+    dataset = open_val(write_roboflow(train=train, valid=val))
+    assert dataset.label_map.category_ids == (3, 7) and dataset[2][1]["labels"].tolist() == [0, 1]
+
+
+def test_class_that_only_validation_has(write_roboflow, coco_content, caplog):
+    train, val = coco_content(), coco_content(3)
+    train["annotations"] = [row for row in train["annotations"] if row["category_id"] == 3]
+    val["categories"].append({"id": 8, "name": "bird"})
+    val["annotations"][0]["category_id"] = 8
+    folder = write_roboflow(train=train, valid=val)
+    train_set = open_train(folder)
+    val_set = open_val(folder, label_map=train_set.label_map)
+    assert "'bird' (id 8)" in caplog.text and val_set.report["unmapped"] == 1
+    assert unseen_classes(train_set, val_set) == ["dog"]
+    assert "none in the train split, which the model cannot learn: dog" in caplog.text
+
+
+def test_ids_that_mean_other_classes_in_validation_are_refused(write_roboflow, coco_content, caplog):
+    train, val = coco_content(), coco_content(3)
+    val["categories"][0]["name"], val["categories"][1]["name"] = "dog", "cat"
+    with pytest.raises(InputError, match="category id 3 is 'dog' here, but 'cat' in the label map"):
+        open_val(write_roboflow(train=train, valid=val))
+    val["categories"][0]["name"], val["categories"][1]["name"] = "Cat", "dog"
+    open_val(write_roboflow(train=train, valid=val))
+    assert "3: 'Cat' for 'cat'" in caplog.text
+
+
+def test_split_alone_needs_a_label_map(write_roboflow, coco_content):
+    folder = write_roboflow(valid=coco_content())
+    with pytest.raises(InputError, match="label map of the checkpoint"):
+        open_val(folder)
+    given = LabelMap((3, 7), ("cat", "dog"))
+    assert open_val(folder, label_map=given).label_map is given
+
+
+def test_label_map_of_a_folder(write_roboflow, coco_content):
+    folder = write_roboflow(train=coco_content())
+    assert read_label_map(folder) == open_train(folder).label_map
+    assert read_label_map(folder, label_map="coco").raw
+    with pytest.raises(InputError, match="'contiguous' is unknown"):
+        open_train(folder, label_map="contiguous")
+
+
+def test_dirt_is_cleaned_and_reported_once(write_roboflow, coco_content, caplog):
+    content = coco_content(3)
+    def box(*numbers):
+        return {"id": 50, "image_id": 10, "category_id": 3, "bbox": list(numbers), "area": 5.0}
+    content["annotations"] += [box(-5, 3, 10, 10), box(70, 50, 99, 99), box(3, 3, 0, 4), box(3, 3, 4, -1), box(90, 3, 4, 4),
+                               box(float("nan"), 1, 4, 4), box(0, 0, 80, 60)]
+    with caplog.at_level(logging.INFO):
+        dataset = open_train(write_roboflow(train=content))
+    lines = [record.getMessage() for record in caplog.records if "split" in record.getMessage()]
+    assert len(lines) == 1 and "3 boxes without an area dropped" in lines[0] and "1 crowd regions left out" in lines[0]
+    expected = {"images": 3, "background_images": 0, "boxes": 6, "crowds": 0, "crowds_dropped": 1, "unmapped": 0, "not_finite": 1,
+                "zero_size": 3, "clamped": 2}
+    assert dataset.report == expected
+    _, target = dataset[0]
+    boxes = target["boxes"].numpy() * (80, 60, 80, 60)
+    np.testing.assert_allclose(boxes, [[2.5, 8, 5, 10], [75, 55, 10, 10], [40, 30, 80, 60]], atol=1e-4)
+    assert target["area"].tolist() == [5, 5, 5]  # as annotated
+
+
+def test_area_that_is_missing_is_that_of_the_box(write_roboflow, coco_content):
+    content = coco_content(3)
+    del content["annotations"][0]["area"]
+    assert open_train(write_roboflow(train=content))[1][1]["area"].tolist() == [320]
+
+
+def test_crowds_are_kept_for_evaluation_only(write_roboflow, coco_content):
+    folder = write_roboflow(train=coco_content(), valid=coco_content())
+    assert open_train(folder)[1][1]["iscrowd"].tolist() == [0]
+    assert open_val(folder)[1][1]["iscrowd"].tolist() == [0, 1]
+
+
+def test_images_are_in_the_order_of_their_ids(write_roboflow, coco_content):
+    content = coco_content()
+    expected = [open_train(write_roboflow(train=content))[i][1]["boxes"].tolist() for i in range(6)]
+    content["images"].reverse()
+    content["annotations"].reverse()
+    dataset = open_train(write_roboflow(train=content))
+    assert [dataset.image_id(i) for i in range(6)] == list(range(10, 16))
+    assert [sorted(dataset[i][1]["boxes"].tolist()) for i in range(6)] == [sorted(boxes) for boxes in expected]
+
+
+BAD_CONTENT = {
+    "no images list": (lambda c: c.pop("images"), "the list 'images' is missing"),
+    "no annotations list": (lambda c: c.pop("annotations"), "the list 'annotations' is missing"),
+    "list of numbers": (lambda c: c.update(annotations=[1, 2]), "'annotations' must be a list of objects"),
+    "no images": (lambda c: c.update(images=[], annotations=[]), "lists no images"),
+    "no categories": (lambda c: c.update(categories=[]), "lists no categories"),
+    "no width": (lambda c: c["images"][1].pop("width"), "entry of images with id 11 has no 'width'"),
+    "no file name": (lambda c: c["images"][0].pop("file_name"), "entry of images with id 10 has no 'file_name'"),
+    "no image id": (lambda c: c["images"][2].pop("id"), "entry 2 of images has no 'id'"),
+    "height 0": (lambda c: c["images"][1].update(height=0), r"images with id 11 has the size \(h, w\) \[0, 80\]"),
+    "image id twice": (lambda c: c["images"][1].update(id=10), r"image id 10 is used 2 times \(picture_0.png, picture_1.png\)"),
+    "category twice": (lambda c: c["categories"][1].update(id=3), "category id 3 is used more than once"),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations with id 0 has no 'bbox'"),
+    "three numbers": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"has 'bbox' \[1, 2, 3\], but it must be four"),
+    "text for a number": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "x"]), "must be four numbers"),
+    "text for an id": (lambda c: c["annotations"][1].update(image_id="x1"), "'image_id' 'x1', which is not a whole number"),
+    "unknown category": (lambda c: c["annotations"][1].update(category_id=5), "with id 1 has 'category_id' 5, but .*3, 7"),
+    "unknown image": (lambda c: c["annotations"][1].update(image_id=99), "annotations with id 1 has 'image_id' 99, but no image"),
+    "no boxes": (lambda c: c.update(annotations=c["annotations"][-1:]), "train split has no boxes to learn from .*1 crowd"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONTENT)
+def test_wrong_content_is_named(write_roboflow, coco_content, name):
+    spoil, message = BAD_CONTENT[name]
+    content = coco_content()
+    folder = write_roboflow(train=content)
+    spoil(content)
+    (folder / "train" / "_annotations.coco.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
+        open_train(folder)
+    assert "train/_annotations.coco.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ('{"images": [\n{"id": 1,}', "not valid JSON at line 2, column"), ("", "not valid JSON at line 1, column 1"),
+    ("[]", "holds a list, but COCO annotations are an object"),
+])
+def test_wrong_json_is_named(write_roboflow, coco_content, text, message):
+    folder = write_roboflow(train=coco_content())
+    (folder / "train" / "_annotations.coco.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        open_train(folder)
+
+
+def test_missing_folders_are_named(write_coco, coco_content, tmp_path):
+    with pytest.raises(InputError, match="nowhere: there is no such folder; data.dataset_dir"):
+        open_train(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no data set found. Expected coco: .*; or roboflow: .*The folder holds: nothing"):
+        open_train(tmp_path / "empty")
+    folder = write_coco(train2017=coco_content())
+    with pytest.raises(InputError, match="no data set found. Expected roboflow"):
+        open_train(folder, format="roboflow")
+    with pytest.raises(InputError, match="has no val split"):
+        open_val(folder)
+    with pytest.raises(InputError, match="split 'valid' is unknown"):
+        open_dataset(folder, "valid", training=False, **SIZE)
+    with pytest.raises(InputError, match="data.format: 'voc' is unknown"):
+        open_train(folder, format="voc")
+    shutil.rmtree(folder / "train2017")
+    with pytest.raises(InputError, match="train2017: there is no such folder; the images of"):
+        open_train(folder)
+
+
+def test_split_without_boxes_can_be_evaluated_but_is_reported(write_roboflow, coco_content, caplog):
+    empty = coco_content(1)
+    empty["annotations"] = []
+    dataset = open_val(write_roboflow(train=coco_content(), valid=empty))
+    assert dataset[0][1]["boxes"].shape == (0, 4) and "nothing can be measured" in caplog.text
+
+
+def test_masks_need_segmentations(write_roboflow, coco_content, caplog):
+    content = coco_content()
+    content["annotations"][0]["segmentation"] = []
+    assert open_train(write_roboflow(train=content), with_masks=True).report["without_mask"] == 1
+    assert "1 objects without a mask" in caplog.text
+    for row in content["annotations"]:
+        row.pop("segmentation")
+    with pytest.raises(InputError, match="needs masks, but no annotation has a segmentation"):
+        open_train(write_roboflow(train=content), with_masks=True)
+
+
+def test_bccd(real_data):
+    """The counts of the data set's README, its two zero-size boxes left out, and Roboflow's root category not a class."""
+    folder = real_data / "bccd"
+    train = open_train(folder)
+    assert train.label_map.names == ["Platelets", "RBC", "WBC"] and train.label_map.category_ids == (1, 2, 3)
+    assert (train.num_images, train.report["zero_size"]) == (205, 1)
+    assert train.class_counts == {"Platelets": 209, "RBC": 2381, "WBC": 214}
+    val = open_val(folder, label_map=train.label_map)
+    assert (val.num_images, val.class_counts, val.report["zero_size"]) == (87, {"Platelets": 83, "RBC": 967, "WBC": 87}, 1)
+    test = open_dataset(folder, "test", training=False, label_map=train.label_map, **SIZE)
+    assert (test.num_images, test.num_boxes, test.report["clamped"]) == (72, 945, 0)
+
+
+def test_coco_real(real_data):
+    folder = real_data / "coco_real"
+    train = open_train(folder)
+    assert (train.num_images, train.num_boxes, train.report["crowds_dropped"]) == (104, 918 - 9, 9)
+    assert train.label_map.num_classes == 80 and train.report["background_images"] == 2
+    val = open_val(folder, label_map=train.label_map, with_masks=True)
+    assert (val.num_images, val.num_boxes, val.report["crowds"], val.report["without_mask"]) == (86, 951, 12, 0)
+    raw = open_val(folder, label_map="coco")
+    assert raw.label_map.num_classes == 90 and raw.label_map.names[90] == "toothbrush"

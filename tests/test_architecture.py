@@ -1,0 +1,116 @@
+"""The shape of the source: who imports whom, how long files and functions are, which packages are installed."""
+
+import ast
+import configparser
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from engine import HOOK_POINTS, Hook
+from rfdetr.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("engine", "hooks", "rfdetr", "tools")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MAY_IMPORT_RFDETR = {"coco_eval.py", "plots.py"}  # of the hooks
+
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imported_modules(tree: ast.Module) -> set[str]:
+    """Return the absolute names of all imported modules, those of type checkers left out."""
+    hidden = {inner for node in ast.walk(tree) if is_type_checking(node) for inner in ast.walk(node)}
+    modules = set()
+    for node in ast.walk(tree):
+        if node in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            modules.add(node.module)
+    return modules
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_the_scan_sees_the_packages():
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(PACKAGES)
+
+
+@every_file
+def test_import_arrows(path):
+    package = path.relative_to(ROOT).parts[0]
+    tops = {module.split(".")[0] for module in imported_modules(parse(path))}
+    tool_modules = {tool.stem for tool in (ROOT / "tools").glob("*.py")} | {"tools"}
+    if package == "engine":
+        assert tops <= {"engine", "torch"} | sys.stdlib_module_names
+    elif package == "hooks":
+        forbidden = tool_modules | {"jsonargparse"} | (set() if path.name in MAY_IMPORT_RFDETR else {"rfdetr"})
+        assert not tops & forbidden
+    elif package == "rfdetr":
+        assert not tops & (tool_modules | {"engine", "hooks", "jsonargparse"})
+
+
+def test_only_build_reads_the_configuration():
+    """Everywhere else in the packages plain values are passed; but a ModelConfig travels in checkpoints."""
+    allowed = {"rfdetr/__init__.py", "rfdetr/build.py", "rfdetr/config.py", "rfdetr/run_config.py"}
+    for path in FILES:
+        place = path.relative_to(ROOT)
+        if place.parts[0] != "tools" and place.parts[:2] != ("rfdetr", "weights") and place.as_posix() not in allowed:
+            assert not imported_modules(parse(path)) & {"rfdetr.config", "rfdetr.run_config"}, place
+
+
+def test_no_import_cycles():
+    names = {module_name(path): path for path in FILES}
+    graph = {name: imported_modules(parse(path)) & set(names) for name, path in names.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which shows the cycle
+
+
+@every_file
+def test_length_and_first_line(path):
+    tree = parse(path)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    if path.read_text(encoding="utf-8"):
+        assert ast.get_docstring(tree), "the first line says what a file is for"
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    assert [f.name for f in functions if f.end_lineno - f.lineno + 1 > 60] == []
+
+
+def test_hook_points_are_the_methods_of_hook():
+    methods = [name for name in vars(Hook) if name.startswith(("before_", "after_"))]
+    assert methods == list(HOOK_POINTS)
+
+
+def test_setup_cfg_lists_every_package():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = config["options"]["packages"].split()
+    folders = {module_name(path) for path in FILES if path.name == "__init__.py"}
+    assert sorted(listed) == sorted(folders)
+
+
+def test_every_field_of_the_configuration_is_read():
+    sources = [ROOT / "rfdetr" / "build.py", ROOT / "rfdetr" / "config.py", *(ROOT / "tools").glob("*.py")]
+    read = {
+        node.attr
+        for path in sources
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    sections = {section: type(default) for section, default in vars(RunConfig()).items() if section != "hooks"}
+    fields = {f"{section}.{field}" for section, cls in sections.items() for field in cls.__dataclass_fields__}
+    assert {field for field in fields if field.split(".")[1] not in read} == set()

@@ -1,0 +1,163 @@
+"""From a YAML file and overrides to a RunConfig; whatever is wrong becomes one message."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import ExitCode, make_parser, parse, plain_dict, run_config, run_tool
+
+from engine import CheckpointError
+from rfdetr.config import RunConfig
+from rfdetr.errors import InputError
+
+CONFIGS = Path(__file__).parents[2] / "tools" / "configs"
+
+HOOK_FILE = """
+from hooks import Hook
+
+class {name}(Hook):
+    def __init__(self, every_steps: int = 1) -> None:
+        self.every_steps = every_steps
+
+    def {point}(self, trainer) -> None:
+        pass
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write a file into a folder that the import path forgets after the test."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write_file(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write_file
+
+
+def read(*argv: str):
+    parser = make_parser("test")
+    return run_config(parser, parse(parser, argv))
+
+
+def test_without_arguments_everything_has_its_default():
+    config, hooks = read()
+    assert config == RunConfig()
+    assert hooks == []
+
+
+def test_overrides_go_over_the_file_and_the_file_over_the_defaults(write):
+    path = write("run.yaml", "optim: {lr: 1e-3, weight_decay: 0}\nmodel: {variant: pico, resolution: [128, 256]}\n")
+    config, _ = read("--cfg", path, "--optim.weight_decay", "0.5", "--train.epochs=3")
+    assert (config.optim.lr, config.optim.weight_decay, config.train.epochs) == (1e-3, 0.5, 3)
+    assert config.model.resolution == (128, 256)
+
+
+def test_lists_and_dicts_are_settings_too(write):
+    flip = {"class_path": "torchvision.transforms.v2.RandomHorizontalFlip", "init_args": {"p": 0.5}}
+    path = write("run.yaml", yaml.safe_dump({"data": {"augment": [flip]}, "optim": {"optimizer_args": {"betas": [0.9, 0.99]}}}))
+    config, _ = read("--cfg", path)
+    assert config.data.augment == [flip]
+    assert config.optim.optimizer_args == {"betas": [0.9, 0.99]}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configurations_that_come_along_are_valid(path):
+    read("--cfg", str(path))
+
+
+def test_the_plain_dict_gives_the_same_configuration_again(write):
+    write("plain_hooks.py", HOOK_FILE.format(name="PlainHook", point="after_step"))
+    path = write("run.yaml", "model: {resolution: [384, 448]}\nhooks: [{class_path: plain_hooks.PlainHook}]\n")
+    config, _ = read("--cfg", path)
+    again, _ = read("--cfg", write("again.yaml", yaml.safe_dump(plain_dict(config))))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        ("train: {epoch: 3}", [], r"run\.yaml: train\.epoch: there is no such key; did you mean train\.epochs\?"),
+        ("train: {lr: 3}", [], r"train\.lr: there is no such key; did you mean optim\.lr\?"),
+        ("trane: {epochs: 3}", [], r"trane: there is no such section; did you mean train\?"),
+        ("epochs: 3", [], r"epochs: there is no such section; did you mean train\.epochs\?"),
+        ("train: 3", [], r"train: has to hold keys and values, it holds 3"),
+        ("- 3", [], r"run\.yaml: has to hold sections .* it holds list"),
+        ("train: {epochs: 3\nmodel: 4", [], r"run\.yaml: not readable as YAML: .* line 2"),
+        ("train: {epochs: many}", [], r"^train\.epochs: Expected a int\. Got value: many"),
+        ("train: {epochs: 2.5}", [], r"^train\.epochs: .*2\.5"),
+        ("train: {epochs: 0}", [], r"^train\.epochs: 0 is not possible"),
+        ("loss: {cls: quality}", [], r"^loss\.cls: .*ia_bce.*quality"),
+        ("model: {resolution: 100}", [], r"nearest valid side is 96"),
+        ("model: {variant: nano}", ["--model.variant", "nona"], r"model\.variant: 'nona'"),
+        ("hooks: [{class_path: not_there.MyHook}]", [], r"^hooks: .*not_there"),
+        ("hooks: [{class_path: engine.Trainer}]", [], r"^hooks: .*engine\.Trainer .*not .*Hook"),
+        ("hooks: [{class_path: hooks.Hook, init_args: {a: 1}}]", [], r"^hooks: .*a"),
+        ("train: {}", ["--train.epoch", "3"], r"--train\.epoch: there is no such option; did you mean --train\.epochs\?"),
+        ("train: {}", ["--train.epochs", "x"], r"^train\.epochs: .*x"),
+        ("train: {}", ["--train.epochs"], r"--train\.epochs: expected one argument"),
+        ("train: {}", ["stray"], r"stray"),
+    ],
+)
+def test_bad_input_is_one_message(write, text, argv, message):
+    with pytest.raises(InputError, match=message) as error:
+        read("--cfg", write("run.yaml", text), *argv)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(InputError, match=r"nowhere\.yaml: there is no such file"):
+        read("--cfg", "nowhere.yaml")
+
+
+def test_a_hook_is_found_beside_the_configuration(write):
+    write("beside_hooks.py", HOOK_FILE.format(name="MyHook", point="after_step"))
+    path = write("run.yaml", "hooks: [{class_path: beside_hooks.MyHook, init_args: {every_steps: 7}}]")
+    config, (hook,) = read("--cfg", path)
+    assert (hook.name, hook.every_steps) == ("MyHook", 7)
+    assert config.hooks == ({"class_path": "beside_hooks.MyHook", "init_args": {"every_steps": 7}},)
+
+
+def test_a_misspelled_hook_point_is_refused(write):
+    write("misspelled_hooks.py", HOOK_FILE.format(name="MyHook", point="after_stepp"))
+    with pytest.raises(InputError, match="after_stepp is not a hook point; did you mean 'after_step'"):
+        read("--cfg", write("run.yaml", "hooks: [{class_path: misspelled_hooks.MyHook}]"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("bad"), 2), (CheckpointError("bad"), 2), (FloatingPointError("bad"), 4)],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
+    def fail():
+        raise error
+
+    waits = []
+    monkeypatch.setattr("command_line.time.sleep", waits.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            run_tool(fail)
+        assert stop.value.code == code
+        assert capsys.readouterr().err == "error: bad\n"
+    assert len(waits) == 1, "a process that is not the first leaves it to the first to report what is wrong for both"
+
+
+def test_a_finished_tool_exits_with_its_code():
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda: ExitCode.INTERRUPTED)
+    assert stop.value.code == 3
+
+
+def test_torch_without_its_torchvision_is_one_message(write, tmp_path):
+    write("torch.py", "")
+    write("torchvision.py", "raise RuntimeError('operator torchvision::nms does not exist')\n")
+    tool = Path(__file__).parents[2] / "tools" / "installation.py"
+    done = subprocess.run([sys.executable, str(tool)], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: torch ") and "matching pair" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

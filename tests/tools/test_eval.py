@@ -1,0 +1,85 @@
+"""tools/eval.py: the numbers of training again, from the checkpoint alone."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rfdetr.errors import InputError
+
+SPEC = importlib.util.spec_from_file_location("eval_tool", Path(__file__).parents[2] / "tools" / "eval.py")
+eval_tool = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(eval_tool)
+
+
+@pytest.fixture
+def evaluate(finished_run, tmp_path):
+    """Evaluate a file of the finished run and return the JSON that was written."""
+
+    def run(*argv: str, name: str = "checkpoint_best_total.pth") -> dict:
+        output = tmp_path / "folder" / "eval.json"
+        assert eval_tool.main(["--checkpoint", str(finished_run / name), "--output", str(output), *argv]) == 0
+        return json.loads(output.read_text())
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("regular", "val/"), ("ema", "val/ema_")])
+def test_it_gives_the_logged_metrics(evaluate, finished_run, name, prefix):
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    logged = max((line for line in lines if "val/mAP_50_95" in line), key=lambda line: line[f"{prefix}mAP_50_95"])
+    metrics = evaluate(name=f"checkpoint_best_{name}.pth")["metrics"]
+    assert metrics["val/mAP_50_95"] > 0
+    for key, value in metrics.items():
+        assert value == pytest.approx(logged[prefix + key.removeprefix("val/")], abs=1e-6)
+
+
+def test_it_prints_cocos_twelve_numbers_and_the_classes(evaluate, capsys):
+    content = evaluate()
+    printed = capsys.readouterr().out
+    assert len(content["coco"]) == 12
+    for name, value in content["coco"].items():
+        assert f"{value:.4f}" in printed, name
+    assert list(content["per_class"]) == ["bright", "dark"]
+    assert content["per_class"]["bright"]["objects"] == 4
+    assert content["per_class"]["dark"]["AP"] == content["metrics"]["val/AP/dark"]
+
+
+def test_the_test_split_gives_what_training_wrote_at_its_end(evaluate, finished_run):
+    expected = json.loads((finished_run / "results.json").read_text())["test"]
+    assert evaluate("--split", "test")["metrics"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_overrides_go_over_the_settings_of_the_checkpoint(evaluate, dataset_dir, tmp_path, write_split):
+    moved = shutil.copytree(dataset_dir, tmp_path / "moved")
+    shutil.rmtree(moved / "valid")
+    write_split(moved / "valid", 5)
+    content = evaluate("--data.dataset_dir", str(moved), "--eval.per_class", "false")
+    assert content["per_class"]["bright"]["objects"] == 3
+    assert "val/AP/bright" not in content["metrics"]
+
+
+def test_a_configuration_file_goes_over_the_checkpoint(evaluate, tmp_path):
+    (tmp_path / "other.yaml").write_text("eval: {per_class: false}\n")
+    assert "val/AP/bright" not in evaluate("--cfg", str(tmp_path / "other.yaml"))["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--checkpoint FILE: is missing"),
+        (["--checkpoint", "nowhere.pth"], r"nowhere\.pth"),
+    ],
+)
+def test_without_a_checkpoint_there_is_nothing_to_evaluate(argv, message):
+    with pytest.raises(InputError, match=message):
+        eval_tool.main(argv)
+
+
+def test_data_of_other_classes_are_refused(evaluate, tmp_path, write_split):
+    for split in ("train", "valid"):
+        write_split(tmp_path / "data" / split, 4, names=("dark", "bright"))
+    with pytest.raises(InputError, match="same category ids"):
+        evaluate("--data.dataset_dir", str(tmp_path / "data"))

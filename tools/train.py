@@ -1,0 +1,234 @@
+"""Train a detector: ``python tools/train.py --cfg FILE [--section.key VALUE ...] [--resume PATH|auto] [--overwrite]``.
+
+Under ``torchrun --nproc-per-node N tools/train.py ...`` it trains in N processes. `build_trainer` is the example of putting a
+Trainer together by hand: it may be copied into a notebook and changed.
+"""
+
+# isort: off
+import installation  # noqa: F401  first: explains a torchvision that does not fit torch, before anything imports it
+# isort: on
+import logging
+import sys
+from argparse import SUPPRESS
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from command_line import ExitCode, bad_input, choose_device, make_parser, parse, plain_dict, run_config, run_tool
+from evaluation import evaluate_split, finite_or_none, iou_types
+from run_folder import METRICS, check_same_run, clear_folder, prepare_folder, write_json, write_settings
+from torch import nn
+
+from engine import Hook, Trainer
+from engine.distributed import is_main_process, process_group, rank, world_size
+from engine.randomness import seed_everything, seed_rank, set_deterministic
+from engine.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
+from hooks import (
+    BestCheckpointHook,
+    CheckpointHook,
+    COCOEvalHook,
+    DropPathHook,
+    EarlyStopHook,
+    EMAHook,
+    InterruptHook,
+    LogHook,
+    PlotsHook,
+    ProgressHook,
+)
+from rfdetr import build
+from rfdetr.config import ModelConfig, RunConfig
+from rfdetr.data import DetectionLoader, LabelMap, unseen_classes
+from rfdetr.errors import InputError
+from rfdetr.weights import checkpoint_payload, load_weights, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer:
+    """Put a Trainer together out of finished objects; ``build_trainer(RunConfig(...)).train()`` is a whole run."""
+    device = choose_device(config)
+    seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
+    set_deterministic(config.train.deterministic)
+
+    train_set = build.build_dataset(config.data, config.model.architecture(), "train")
+    label_map = train_set.label_map
+    architecture = architecture_for(config, label_map)
+    val_set = build.build_dataset(config.data, architecture, "val", label_map)
+    unseen_classes(train_set, val_set)  # warns of classes that cannot be learned
+    share = {"rank": rank(), "world_size": world_size(), "pin_memory": device.type == "cuda"}
+    train_loader = build.build_loader(train_set, config.data, architecture, train=config.train, **share)
+    val_loader = build.build_loader(val_set, config.data, architecture, **share)
+
+    model = build.build_model(architecture, gradient_checkpointing=config.model.gradient_checkpointing)
+    if config.model.weights is not None:
+        start_from_weights(model, config, label_map)
+    model.to(device)
+    criterion = build.build_criterion(architecture, config.loss)
+    optimizer = build.build_optimizer(config.optim, model)
+    lr_scheduler = build.build_lr_scheduler(
+        config.optim, optimizer, epochs=config.train.epochs, steps_per_epoch=len(train_loader) // config.train.grad_accum_steps
+    )
+    hooks = build_hooks(config, architecture, val_loader, user_hooks)
+    seed_rank(config.train.seed)  # from here on every process draws its own numbers
+    return Trainer(
+        model,
+        criterion,
+        optimizer,
+        train_loader,
+        max_epochs=config.train.epochs,
+        lr_scheduler=lr_scheduler,
+        hooks=hooks,
+        grad_accum_steps=config.train.grad_accum_steps,
+        clip_grad_norm=config.optim.clip_max_norm,
+        precision=config.train.precision,
+        device=device,
+        output_dir=config.train.output_dir,
+        loss_normalize=config.loss.normalize,
+        max_bad_steps=config.train.max_bad_steps,
+    )
+
+
+def build_hooks(
+    config: RunConfig, architecture: ModelConfig, val_loader: DetectionLoader, user_hooks: Sequence[Hook] = ()
+) -> list[Hook]:
+    """Make the hooks of a run in their order: users' hooks follow ours, then the one that saves, the one that evaluates last."""
+    label_map = val_loader.dataset.label_map
+    postprocess = build.build_postprocess(architecture)
+    coco_eval = COCOEvalHook(
+        val_loader,
+        postprocess,
+        label_map.names,
+        every_epochs=config.eval.every_epochs,
+        max_dets=config.eval.max_dets,
+        per_class=config.eval.per_class,
+        models=("regular", "ema") if config.eval.models == "both" else (config.eval.models,),
+        iou_types=iou_types(architecture),
+        precision=config.eval.precision,
+    )
+    payload = partial(checkpoint_payload, config=architecture, args=plain_dict(config), label_map=label_map)
+    ema, drop, stopping = config.ema, config.drop, config.early_stopping
+    hooks: list[Hook] = []
+    if ema.enabled:
+        hooks.append(EMAHook(ema.decay, ema.tau, update_every=ema.update_every, use_buffers=ema.use_buffers))
+    hooks.append(
+        DropPathHook(drop.drop_path, drop.dropout, cutoff_epoch=drop.cutoff_epoch, mode=drop.mode, schedule=drop.schedule)
+    )
+    if stopping.enabled:
+        hooks.append(
+            EarlyStopHook(
+                stopping.patience,
+                stopping.min_delta,
+                use_ema=stopping.use_ema,
+                check_finite=stopping.check_finite,
+                stopping_threshold=stopping.stopping_threshold,
+                divergence_threshold=stopping.divergence_threshold,
+            )
+        )
+    hooks += [BestCheckpointHook(payload), LogHook(build_writers(config), every_steps=config.log.every_steps)]
+    if config.log.progress:
+        hooks.append(ProgressHook())
+    if config.log.plots:
+        hooks.append(PlotsHook(val_loader.dataset, postprocess, class_names=label_map.names, coco_eval=coco_eval))
+    metadata = run_metadata(config, architecture, label_map)
+    saver = CheckpointHook(every_steps=config.train.save_every_steps, keep=config.train.keep, metadata=metadata)
+    hooks += [InterruptHook(max_hours=config.train.max_hours), *user_hooks, saver, coco_eval]
+    names = [hook.name for hook in hooks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"hooks: {', '.join(twice)} would be there twice; a run has ours already, and yours need distinct names")
+    return hooks
+
+
+def build_writers(config: RunConfig) -> list[Writer]:
+    """Make what the scalars are written with; only the main process writes."""
+    if not is_main_process():
+        return []
+    folder = Path(config.train.output_dir)
+    writers: list[Writer] = [ConsoleWriter(), JsonlWriter(folder / METRICS)]
+    return [*writers, TensorBoardWriter(folder)] if config.log.tensorboard else writers
+
+
+def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
+    """Return the model's architecture, with as many classes as the data have unless the configuration asks for more."""
+    architecture = config.model.architecture(label_map.num_classes)
+    if architecture.num_classes < label_map.num_classes:
+        raise InputError(
+            f"model.num_classes: {architecture.num_classes} are too few, the data set has {label_map.num_classes} "
+            f"({', '.join(label_map.names)}); leave it out, or make it larger"
+        )
+    return architecture
+
+
+def start_from_weights(model: nn.Module, config: RunConfig, label_map: LabelMap) -> None:
+    """Load ``model.weights``; a class head for other classes is refused unless a new one is asked for."""
+    report = load_weights(model, config.model.weights, resize_head=config.model.resize_head)
+    if report.label_map is None or config.model.resize_head:
+        return
+    differences = LabelMap.from_dict(report.label_map).differences(label_map, mine="checkpoint", theirs="data set")
+    if differences:
+        raise InputError(
+            f"model.weights: {config.model.weights} was trained on other classes. Use --model.resize_head true to learn new "
+            f"ones, or a data set with the same classes.\n{differences}"
+        )
+
+
+def run_metadata(config: RunConfig, architecture: ModelConfig, label_map: LabelMap) -> dict[str, Any]:
+    """Return what checkpoint.pth says about its run."""
+    return {"args": plain_dict(config), "model_config": plain_dict(architecture), "label_map": label_map.to_dict()}
+
+
+def finish(trainer: Trainer, config: RunConfig) -> None:
+    """Put the best weights into the model, evaluate the test split if asked for, and write results.json."""
+    results: dict[str, Any] = {"epochs": trainer.epoch, "steps": trainer.step, "stop_reason": trainer.stop_reason}
+    best = trainer.output_dir / "checkpoint_best_total.pth"
+    if best.exists():
+        content = read_checkpoint(best)
+        load_weights(trainer.unwrapped_model, content)
+        results["best"] = {"epoch": content["epoch"], "metrics": finite_or_none(content["metrics"])}
+    if config.eval.run_test:
+        label_map = trainer.train_loader.dataset.label_map
+        architecture = architecture_for(config, label_map)
+        metrics, _ = evaluate_split(trainer.unwrapped_model, config, architecture, label_map, "test", device=trainer.device)
+        results["test"] = finite_or_none(metrics)
+    if is_main_process():
+        write_json(trainer.output_dir / "results.json", results)
+        logger.info("done after %d epochs; everything is in %s", trainer.epoch, trainer.output_dir)
+
+
+def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, overwrite: bool) -> ExitCode:
+    """Run a training from its configuration to its last file."""
+    folder = Path(config.train.output_dir)
+    with process_group(choose_device(config)):
+        state = prepare_folder(folder, resume=resume, overwrite=overwrite)
+        if config.eval.run_test and "test" not in build.data_splits(config.data):
+            raise InputError(f"eval.run_test: true, but {config.data.dataset_dir} has no test split")
+        trainer = build_trainer(config, user_hooks)
+        label_map = trainer.train_loader.dataset.label_map
+        metadata = run_metadata(config, architecture_for(config, label_map), label_map)
+        if state is not None:
+            check_same_run(state, metadata)
+            with bad_input("--resume: the checkpoint does not fit the settings of this run: "):
+                trainer.load_state_dict(state)
+        if overwrite:
+            clear_folder(folder)
+        write_settings(folder, metadata["args"], metadata["label_map"])
+        trainer.train()
+        if any(getattr(hook, "interrupted", False) for hook in trainer.hooks):
+            logger.info("stopped (%s) with a valid checkpoint; go on with --resume auto", trainer.stop_reason)
+            return ExitCode.INTERRUPTED
+        finish(trainer, config)
+    return ExitCode.DONE
+
+
+def main(argv: Sequence[str] | None = None) -> ExitCode:
+    """Read the command line and train."""
+    parser = make_parser("Train an RF-DETR detector.")
+    parser.add_argument("--resume", default=SUPPRESS, help="checkpoint to go on from; auto: the newest in output_dir, if any")
+    parser.add_argument("--overwrite", action="store_true", default=SUPPRESS, help="replace the run that is in output_dir")
+    arguments = parse(parser, sys.argv[1:] if argv is None else argv)
+    config, user_hooks = run_config(parser, arguments)
+    return train(config, user_hooks, resume=arguments.get("resume"), overwrite=arguments.get("overwrite", False))
+
+
+if __name__ == "__main__":
+    run_tool(main)
