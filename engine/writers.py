@@ -41,8 +41,9 @@ class ConsoleWriter:
 
     @staticmethod
     def _is_detail(tag: str) -> bool:
-        last = tag.rsplit("/", 1)[-1]
-        return tag.count("/") > 1 or last.endswith("_enc") or last.rsplit("_", 1)[-1].isdigit() and last.startswith("loss_")
+        """Tell a value of one class (val/AP/cat) or of one layer of the model (train/loss_ce_0, train/loss_ce_enc)."""
+        last = tag.rsplit("_", 1)[-1]
+        return tag.count("/") > 1 or (tag.startswith("train/") and (last.isdigit() or last == "enc"))
 
 
 class JsonlWriter:

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -93,6 +94,11 @@ def test_length_and_first_line(path):
 def test_hook_points_are_the_methods_of_hook():
     methods = [name for name in vars(Hook) if name.startswith(("before_", "after_"))]
     assert methods == list(HOOK_POINTS)
+
+
+def test_the_readme_has_a_row_for_every_hook_point():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [row for row in rows if row.startswith(("before_", "after_"))] == list(HOOK_POINTS)
 
 
 def test_setup_cfg_lists_every_package():

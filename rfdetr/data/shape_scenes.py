@@ -5,6 +5,7 @@ numpy keeps stable; so a seed gives the same pixels on every machine. Coordinate
 """
 
 import cmath
+import colorsys
 import math
 from typing import NamedTuple
 
@@ -12,17 +13,20 @@ import numpy as np
 
 # The difficulty of the data set. Every upper-case name here is written into the marker file of a data set.
 DRAWING_VERSION = 1  # raise it when a change of the code changes the pictures
-CLASS_NAMES = ("circle", "square", "triangle", "star", "cross", "ring")
-NUM_OBJECTS = (5, 12)  # objects per image, both ends included
-OBJECT_SIZE = (0.09, 0.20)  # radius of the circle around an object, as a share of the image's short side
-MIN_VISIBLE = 0.55  # an object is not placed where it, or one under it, would show less than this share of itself
+CLASS_NAMES = ("circle", "square", "triangle", "star")
+NUM_OBJECTS = (4, 9)  # objects per image, both ends included
+OBJECT_SIZE = (0.12, 0.24)  # radius of the circle around an object, as a share of the image's short side
+MIN_VISIBLE = 0.6  # an object is not placed where it, or one under it, would show less than this share of itself
 EMPTY_SHARE = 0.03  # share of the images that hold background only
 ASPECTS = ((1.0, 1.0), (0.75, 1.0), (1.0, 0.75))  # height and width, as shares of image_size
 MIN_CONTRAST = 0.45  # smallest RGB distance between an object's colour and what lies under it
-TEXTURE = 0.5  # strength of the pattern on an object, 0 to 1
+HUES = (0.03, 0.60, 0.33, 0.14)  # typical hue of each class: circles are reddish, squares blueish, triangles greenish, ...
+HUE_SPREAD = 0.07  # an object's hue is this far from its class's, at most
+ODD_COLOR_SHARE = 0.08  # share of the objects that have any colour: the shape alone tells their class
+TEXTURE = 0.4  # strength of the pattern on an object, 0 to 1
 NUM_LINES = (2, 8)  # background clutter
 NUM_BLOBS = (3, 9)
-CLUTTER_OPACITY = 0.5
+CLUTTER_OPACITY = 0.4
 NOISE = 0.05  # amplitude of the noise on every pixel
 SHADOW = 0.35
 
@@ -117,7 +121,7 @@ def _place_object(dice: _Dice, canvas: np.ndarray, owner: np.ndarray, label: int
     _paint_shadow(dice, patch, distance, rows, columns)
     here = (rows, columns)
     under = patch.mean(axis=(0, 1))
-    paint = _texture(dice, along[here], across[here], distance[here], radius, _contrasting_color(dice, under))
+    paint = _texture(dice, along[here], across[here], distance[here], radius, _object_color(dice, label, under))
     alpha = np.clip(0.5 - distance[here], 0.0, 1.0)[..., None]
     patch += alpha * (paint - patch)
     owner[window][inside] = len(full_areas)
@@ -138,14 +142,8 @@ def signed_distance(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = np.broadcast_arrays(x, y)
     if name == "circle":
         return 0.85 * (np.hypot(x, y) / 0.85 - 1)
-    if name == "ring":
-        radius = np.hypot(x, y)
-        return np.maximum(radius - 0.9, 0.5 - radius)
     if name == "square":
         return np.maximum(np.abs(x), np.abs(y)) - 0.72
-    if name == "cross":
-        x, y = np.abs(x), np.abs(y)
-        return np.minimum(np.maximum(x - 0.92, y - 0.27), np.maximum(x - 0.27, y - 0.92))
     if name == "triangle":
         return _star_distance(x, y, points=3, inner=0.5)
     if name == "star":
@@ -164,13 +162,16 @@ def _star_distance(x: np.ndarray, y: np.ndarray, points: int, inner: float) -> n
     return ((along - 1) * notch[1] + across * (1 - notch[0])) / length
 
 
-def _contrasting_color(dice: _Dice, under: np.ndarray) -> np.ndarray:
-    """Draw a colour that differs from ``under``; of twenty tries the last one stands."""
-    color = dice.color()
+def _object_color(dice: _Dice, label: int, under: np.ndarray) -> np.ndarray:
+    """Draw a colour for an object of a class that differs from ``under``; of twenty tries the last one stands."""
     for _ in range(20):
+        if dice.chance(ODD_COLOR_SHARE):
+            color = dice.color()
+        else:
+            hue = (HUES[label] + dice.uniform(-HUE_SPREAD, HUE_SPREAD)) % 1.0
+            color = np.array(colorsys.hsv_to_rgb(hue, dice.uniform(0.5, 1.0), dice.uniform(0.35, 1.0)))
         if np.sqrt(((color - under) ** 2).sum()) >= MIN_CONTRAST:
             break
-        color = dice.color()
     return color
 
 

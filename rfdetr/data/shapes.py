@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_shapes(
-    root: Path, *, num_train: int = 400, num_val: int = 80, num_test: int = 40, image_size: int = 256, seed: int = 0
+    root: Path, *, num_train: int = 240, num_val: int = 60, num_test: int = 30, image_size: int = 256, seed: int = 0
 ) -> Path:
     """Make the data set in the folder ``root``, unless it is there already, and return ``root``.
 
