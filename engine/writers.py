@@ -6,7 +6,7 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 logger = logging.getLogger(__name__)
 
@@ -51,25 +51,30 @@ class JsonlWriter:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file: TextIO | None = None  # opened by the first write: a run that does not get there leaves nothing behind
 
     def rewind(self, step: int) -> None:
-        self.file.close()
+        if not self.path.exists():
+            return
+        self.close()
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step] if step else []
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(temporary, self.path)
-        self.file = open(self.path, "a", encoding="utf-8")
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a", encoding="utf-8")
         # JSON has no NaN: a missing value is null there
         values = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
         self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
         self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
+            self.file = None
 
 
 class TensorBoardWriter:

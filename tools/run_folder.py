@@ -58,8 +58,7 @@ def clear_folder(folder: Path) -> None:
     """Delete the files of the run that is replaced, once everything for the new one is there; nothing else is touched."""
     if is_main_process():
         for path in _outputs(folder):
-            if path.name != METRICS:  # open already; its writer empties it when training starts
-                path.unlink()
+            path.unlink()
 
 
 def _outputs(folder: Path) -> list[Path]:
