@@ -133,7 +133,7 @@ class ModelSection:
     weights: str | None = None
     """Checkpoint to start from, official or ours (default: random weights)."""
     resize_head: bool = False
-    """Make a new class head where the checkpoint's has other classes; without it that is an error."""
+    """Fit a class head of other classes: rows that are too many are cut, missing ones repeat the first. Off, that is an error."""
     gradient_checkpointing: bool = False
     """Compute the ViT blocks twice instead of keeping their activations: less memory, more time."""
 
