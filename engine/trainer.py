@@ -145,7 +145,7 @@ class Trainer:
             "epoch_step": self.epoch_step,
             "samples_per_step": self._samples_per_step(),
             "hooks": {hook.name: hook.state_dict() for hook in self.hooks},
-            "rng": gather_objects(self._loaded_rng or rng_state(self.device)),  # loaded, not yet in force: still the one
+            "rng": gather_objects(self._loaded_rng or rng_state(self.device)),  # loaded ones are in force later
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from engine.device import to_device
 from engine.distributed import is_main_process
 from engine.hook import Hook
 from engine.randomness import preserved_rng
-from rfdetr.evaluation.pictures import display_size, prediction_picture, training_picture
-from rfdetr.evaluation.plots import plot_confusion, plot_curves, plot_pr_curves
-from rfdetr.nested_tensor import collate
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -35,9 +31,9 @@ class PlotsHook(Hook):
     ``confusion_matrix.png`` and ``curves.png`` at the end. The better one of the regular and the ema model is shown.
 
     Args:
+        pictures: draws; `rfdetr.evaluation.RunPictures`, or anything with its methods.
         val_dataset: gives (image, target) for an index; None: no predictions are drawn.
         postprocess: turns outputs and sizes into detections.
-        class_names: name of label 0, 1, …
         coco_eval: its ``last_metrics`` give precision over recall, and the confusion matrix; None: neither is drawn.
         num_images: validation images shown.
         num_samples: training samples shown.
@@ -47,19 +43,19 @@ class PlotsHook(Hook):
 
     def __init__(
         self,
+        pictures: Any,
         val_dataset: Any,
         postprocess: Callable[[dict[str, Any], Tensor], list[dict[str, Tensor]]],
         *,
-        class_names: Sequence[str],
         coco_eval: COCOEvalHook | None = None,
         num_images: int = 9,
         num_samples: int = 16,
         predictions_every: int = 5,
         score_threshold: float | None = None,
     ) -> None:
+        self.pictures = pictures
         self.val_dataset = val_dataset
         self.postprocess = postprocess
-        self.class_names = list(class_names)
         self.coco_eval = coco_eval
         self.num_images, self.num_samples = num_images, num_samples
         self.predictions_every = predictions_every
@@ -103,7 +99,7 @@ class PlotsHook(Hook):
             samples += [dataset[key] for key in keys[: self.num_samples - len(samples)]]
             if len(samples) == self.num_samples:
                 break
-        training_picture(samples, class_names=self.class_names).save(path, compress_level=1)
+        self.pictures.samples(samples, path)
 
     def _draw_predictions(self, trainer: Trainer, path: Path) -> None:
         if not self.val_dataset:
@@ -113,7 +109,7 @@ class PlotsHook(Hook):
         samples = [self.val_dataset[(2 * place + 1) * len(self.val_dataset) // (2 * num_images)] for place in range(num_images)]
         results = self._predict(trainer.eval_models[name], samples, trainer.device)
         threshold = self._threshold(trainer, name)
-        prediction_picture(samples, results, class_names=self.class_names, score_threshold=threshold).save(path, compress_level=1)
+        self.pictures.predictions(samples, results, path, score_threshold=threshold)
 
     @torch.no_grad()
     def _predict(self, model: nn.Module, samples: list[tuple[Tensor, dict]], device: torch.device) -> list[dict[str, Tensor]]:
@@ -123,9 +119,8 @@ class PlotsHook(Hook):
         try:
             results = []
             for image, target in samples:
-                batch, _ = collate([(image, target)])
-                size = torch.tensor([display_size(target["orig_size"])], device=device)
-                results += self.postprocess(model(to_device(batch, device)), size)
+                size = torch.tensor([self.pictures.display_size(target["orig_size"])], device=device)
+                results += self.postprocess(model(image[None].to(device)), size)
             return results
         finally:
             model.train(was_training)
@@ -133,18 +128,18 @@ class PlotsHook(Hook):
     def _plot_pr_curves(self, trainer: Trainer, path: Path) -> None:
         metrics = self._last_metrics(trainer)
         if metrics is not None:
-            plot_pr_curves(metrics.pr_curves(), path)
+            self.pictures.pr_curves(metrics, path)
 
     def _plot_confusion(self, trainer: Trainer, path: Path) -> None:
         metrics = self._last_metrics(trainer)
         if metrics is not None:
             threshold = self._threshold(trainer, _better_model(trainer))
-            plot_confusion(metrics.confusion(threshold), self.class_names, path, score_threshold=threshold)
+            self.pictures.confusion(metrics, path, score_threshold=threshold)
 
     def _plot_curves(self, trainer: Trainer, path: Path) -> None:
         metrics_file = trainer.output_dir / "metrics.jsonl"
         if metrics_file.exists():
-            plot_curves(metrics_file, path)
+            self.pictures.curves(metrics_file, path)
 
     def _last_metrics(self, trainer: Trainer) -> Any:
         """Return the `DetectionMetrics` of the better model, None before the first evaluation."""

@@ -38,7 +38,7 @@ def prepare_folder(folder: Path, *, resume: str | None, overwrite: bool) -> dict
         raise InputError("--resume and --overwrite contradict each other: go on with the run that is there, or replace it")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"train.output_dir: {folder} is a file, not a folder")
-    found = [path for path in _outputs(folder) if path.stat().st_size > 0]  # a start that failed may leave empty files
+    found = [path for path in _outputs(folder) if path.stat().st_size > 0]  # an empty file is nothing to lose
     if found and not resume and not overwrite:
         names = ", ".join(path.name for path in found[:3])
         raise InputError(f"train.output_dir: {folder} already holds a run ({names}{', ...' if len(found) > 3 else ''}); "

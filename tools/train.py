@@ -40,6 +40,7 @@ from rfdetr import build
 from rfdetr.config import ModelConfig, RunConfig
 from rfdetr.data import DetectionLoader, LabelMap, unseen_classes
 from rfdetr.errors import InputError
+from rfdetr.evaluation import RunPictures
 from rfdetr.weights import checkpoint_payload, load_weights, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def build_hooks(
     if config.log.progress:
         hooks.append(ProgressHook())
     if config.log.plots:
-        hooks.append(PlotsHook(val_loader.dataset, postprocess, class_names=label_map.names, coco_eval=coco_eval))
+        hooks.append(PlotsHook(RunPictures(label_map.names), val_loader.dataset, postprocess, coco_eval=coco_eval))
     metadata = run_metadata(config, architecture, label_map)
     saver = CheckpointHook(every_steps=config.train.save_every_steps, keep=config.train.keep, metadata=metadata)
     hooks += [InterruptHook(max_hours=config.train.max_hours), *user_hooks, saver, coco_eval]
@@ -167,8 +168,8 @@ def start_from_weights(model: nn.Module, config: RunConfig, label_map: LabelMap)
     differences = LabelMap.from_dict(report.label_map).differences(label_map, mine="checkpoint", theirs="data set")
     if differences:
         raise InputError(
-            f"model.weights: {config.model.weights} was trained on other classes. Use --model.resize_head true to learn new "
-            f"ones, or a data set with the same classes.\n{differences}"
+            f"model.weights: {config.model.weights} was trained on other classes. Use --model.resize_head true to fit the "
+            f"head to yours, or a data set with the same classes.\n{differences}"
         )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from hooks.plots import PlotsHook
 from rfdetr.data.samplers import SampleKey, TrainBatchSampler
+from rfdetr.evaluation import RunPictures
 
 NAMES = ["cat", "dog"]
 RECALL = np.linspace(0, 1, 101)
@@ -42,7 +43,7 @@ class Model(nn.Module):
     def forward(self, samples):
         self.calls.append(self.training)
         torch.rand(1)
-        return {"pred": samples.tensors}
+        return {"pred": samples}
 
 
 def postprocess(outputs, sizes):
@@ -79,8 +80,8 @@ def trainer(tmp_path):
 
 
 def make_hook(**changes):
-    settings = {"class_names": NAMES, "coco_eval": SimpleNamespace(last_metrics={"regular": Metrics(), "ema": Metrics()})}
-    return PlotsHook(Samples(30), postprocess, **{**settings, **changes})
+    settings = {"coco_eval": SimpleNamespace(last_metrics={"regular": Metrics(), "ema": Metrics()})}
+    return PlotsHook(RunPictures(NAMES), Samples(30), postprocess, **{**settings, **changes})
 
 
 def pictures(trainer):
