@@ -94,10 +94,6 @@ class CocoDetection(Dataset):
     def image_id(self, index: int) -> int:
         return int(self._annotations.image_ids[index])
 
-    def load_image(self, index: int) -> Tensor:
-        """Decode the picture as it is, (3, h, w) uint8 RGB; raises InputError where that is not possible."""
-        return read_image(self.image_path(index), annotated_size=self._size(index))
-
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(key, SampleKey):
             return self._plain(range(len(self))[key])

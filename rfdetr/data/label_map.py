@@ -81,10 +81,6 @@ class LabelMap:
             return label if label in self.category_ids else None
         return self.category_ids[label] if 0 <= label < len(self.category_ids) else None
 
-    def name_of_category(self, category_id: int) -> str | None:
-        """Return what the map calls a category id, None where it does not have it."""
-        return dict(zip(self.category_ids, self.category_names)).get(category_id)
-
     def to_dict(self) -> dict:
         """Return plain values, for JSON files and checkpoints."""
         labels = self.category_ids if self.raw else range(len(self.category_ids))
