@@ -52,6 +52,7 @@ def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterat
     )
     try:
         yield
+        dist.barrier()  # leave together: a rank that goes first can abort the others' background threads
     finally:
         dist.destroy_process_group()
 
