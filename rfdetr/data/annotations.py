@@ -5,9 +5,10 @@ keep the memory small, and worker processes that are forked share it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class RawSplit:
     areas: np.ndarray  # (M,) float64 in pixels; NaN where the file does not say
     is_crowd: np.ndarray  # (M,) bool
     segmentations: list[bytes] | None = None  # M encoded masks (segmentations.py), None if not asked for
+    open_image: Callable[[str], BinaryIO] | None = None  # opens a file name that is not a file under image_root (shards)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,9 +65,15 @@ class Annotations:
     areas: np.ndarray  # (M,) float32 in pixels, as annotated
     is_crowd: np.ndarray  # (M,) bool
     segmentations: PackedBytes | None
+    open_image: Callable[[str], BinaryIO] | None = None  # as in RawSplit; it is sent to worker processes
 
     def image_path(self, index: int) -> Path:
+        """Where a picture is, for messages too."""
         return self.image_root / os.fsdecode(self.file_names[index])
+
+    def image_file(self, index: int) -> Path | BinaryIO:
+        """What a picture is decoded from."""
+        return self.image_path(index) if self.open_image is None else self.open_image(os.fsdecode(self.file_names[index]))
 
 
 def clean(raw: RawSplit, label_map: LabelMap, *, drop_crowds: bool) -> tuple[Annotations, dict[str, int]]:
@@ -100,6 +108,7 @@ def clean(raw: RawSplit, label_map: LabelMap, *, drop_crowds: bool) -> tuple[Ann
         image_sizes=raw.image_sizes[image_order], offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes.astype(np.float32), labels=labels[rows], areas=areas.astype(np.float32), is_crowd=raw.is_crowd[rows],
         segmentations=None if raw.segmentations is None else PackedBytes([raw.segmentations[row] for row in rows]),
+        open_image=raw.open_image,
     )
     moved = np.abs(clamped - raw.boxes).max(axis=1, initial=0) > CLAMP_TOLERANCE
     return annotations, {

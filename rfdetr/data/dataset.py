@@ -193,7 +193,8 @@ class CocoDetection(Dataset):
     def _read(self, index: int, min_size: tuple[int, int] | None = None) -> Tensor | None:
         """Decode the picture; None where it cannot be read and a blank one may stand in."""
         try:
-            return read_image(self.image_path(index), annotated_size=self._size(index), min_size=min_size)
+            return read_image(self.image_path(index), annotated_size=self._size(index), min_size=min_size,
+                              file=self._annotations.image_file(index))
         except InputError as error:
             if self.on_bad_image == "error":
                 raise

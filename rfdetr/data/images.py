@@ -6,6 +6,7 @@ one (prediction) it is turned, as every viewer does.
 """
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,19 +24,26 @@ _MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
 _STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
-def read_image(path: Path, *, annotated_size: tuple[int, int] | None = None, min_size: tuple[int, int] | None = None) -> Tensor:
+def read_image(
+    path: Path,
+    *,
+    annotated_size: tuple[int, int] | None = None,
+    min_size: tuple[int, int] | None = None,
+    file: Path | BinaryIO | None = None,
+) -> Tensor:
     """Decode an image file to RGB, (3, h, w) uint8 (a view of pixel-interleaved memory).
 
     Args:
         annotated_size: (h, w) that the annotations state; a picture of another size is refused.
         min_size: a JPEG much larger than this (h, w) is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, but never
             smaller than it.
+        file: where the bytes come from, if that is not the path (which messages name).
 
     Raises:
         InputError: the file is missing, does not decode, or has another size.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file or path) as image:
             turned = _is_turned(image, annotated_size, path)
             if min_size is not None:
                 image.draft(None, min_size if turned else min_size[::-1])  # takes w, h; only JPEG follows it
