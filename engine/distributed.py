@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 logger = logging.getLogger(__name__)
@@ -86,3 +86,14 @@ def all_reduce_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
     keys = sorted(values)
     stacked = all_reduce_sum(torch.stack([values[key].detach().float() for key in keys])) / world_size()
     return dict(zip(keys, stacked.unbind()))
+
+
+def sync_batch_norms(model: nn.Module) -> nn.Module:
+    """Return the model with batch norms that take their statistics over the batches of all ranks.
+
+    Raises:
+        ValueError: it has no batch norm.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise ValueError("sync_bn: the model has no batch norm, so there is nothing to synchronise; leave it off")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

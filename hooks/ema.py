@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.hook import Hook
+from engine.sharding import is_sharded
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -48,6 +49,9 @@ class EMAHook(Hook):
         self._copied: list[tuple[nn.Module, nn.Module, str]] = []
 
     def before_train(self, trainer: Trainer) -> None:
+        if is_sharded(trainer.unwrapped_model):
+            raise ValueError("EMAHook: the model is sharded (FSDP), an average of its parts cannot be kept; train without EMA, or "
+                             "with DDP")
         self.average = copy.deepcopy(trainer.unwrapped_model).requires_grad_(False).eval()
         if self._loaded is not None:
             self.average.load_state_dict(self._loaded)

@@ -132,8 +132,14 @@ class ModelSection:
     """Query groups in training (default: the variant's)."""
     weights: str | None = None
     """Checkpoint to start from, official or ours (default: random weights)."""
+    ema_weights: bool = False
+    """Start from the averaged weights that the checkpoint holds beside the trained ones."""
     resize_head: bool = False
     """Fit a class head of other classes: rows that are too many are cut, missing ones repeat the first. Off, that is an error."""
+    backbone_weights: str | None = None
+    """DINOv2 weights for the ViT alone: "timm" downloads them, or a file (default: random weights)."""
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained: names of modules or parameters, with * and ?, such as [backbone.encoder]."""
     gradient_checkpointing: bool = False
     """Compute the ViT blocks twice instead of keeping their activations: less memory, more time."""
 
@@ -141,8 +147,12 @@ class ModelSection:
         if self.variant in ("xlarge", "2xlarge"):
             raise InputError(f"model.variant: {self.variant!r} is published under a restrictive licence, so it is left out here")
         check_fields(self, "model", f"one of {', '.join(VARIANTS)}", VARIANTS.__contains__, "variant")
-        if self.resize_head and self.weights is None:
-            raise InputError("model.resize_head: true without model.weights changes nothing; name the checkpoint or leave it out")
+        for name in ("resize_head", "ema_weights"):
+            if getattr(self, name) and self.weights is None:
+                raise InputError(f"model.{name}: true without model.weights changes nothing; name the checkpoint or leave it out")
+        if self.weights is not None and self.backbone_weights is not None:
+            raise InputError("model.backbone_weights: the ViT would be filled twice, since model.weights holds it too; "
+                             "leave one of them out")
         check_fields(self, "model", "1 or more", lambda value: value is None or value >= 1, "num_classes")
         self.architecture()  # refuses impossible values now; the classes are known later
 

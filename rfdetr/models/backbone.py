@@ -39,6 +39,24 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+class WindowedBlock(Block):
+    """A ViT block (timm's, with its parameter names) on the windows of images."""
+
+    def forward(self, tokens: Tensor, num_joined: int) -> Tensor:
+        """tokens (B * windows, T, C) -> the same after the block.
+
+        Args:
+            num_joined: windows that attend to each other: 1, or all of an image as one sequence. They are joined only in the
+                attention: drop path has to draw for every window on its own.
+        """
+        normed = self.norm1(tokens)
+        if num_joined > 1:
+            normed = normed.reshape(-1, num_joined * tokens.shape[1], tokens.shape[2])
+        attended = self.ls1(_self_attention(self.attn, normed)).reshape(tokens.shape)
+        tokens = tokens + self.drop_path1(attended)
+        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
+
+
 class WindowedViT(nn.Module):
     """ViT whose blocks attend inside windows, except the global ones; parameter names are timm's.
 
@@ -66,7 +84,7 @@ class WindowedViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid_size**2, width))
         norm_layer = partial(nn.LayerNorm, eps=_EPS)
         self.blocks = nn.ModuleList(
-            Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, init_values=1.0, norm_layer=norm_layer)
+            WindowedBlock(width, num_heads, mlp_ratio=4.0, qkv_bias=True, init_values=1.0, norm_layer=norm_layer)
             for _ in range(depth)
         )
         for block in self.blocks:
@@ -95,11 +113,11 @@ class WindowedViT(nn.Module):
         tokens = self._embed(images, grid)
         maps = []
         for index in range(self.taps[-1]):
-            arguments = (self.blocks[index], tokens, index in self.taps)
+            block, num_joined = self.blocks[index], self.num_windows**2 if index in self.taps else 1
             if self.checkpoint_blocks and self.training:
-                tokens = checkpoint(self._run_block, *arguments, use_reentrant=False)
+                tokens = checkpoint(block, tokens, num_joined, use_reentrant=False)
             else:
-                tokens = self._run_block(*arguments)
+                tokens = block(tokens, num_joined)
             if index + 1 in self.taps:
                 maps.append(self._feature_map(self.norm(tokens), grid))
         return maps
@@ -120,19 +138,6 @@ class WindowedViT(nn.Module):
         rows, cols = grid[0] // windows, grid[1] // windows
         table = table.reshape(windows, rows, windows, cols, -1).transpose(1, 2)
         return table.reshape(windows**2, rows * cols, -1)
-
-    def _run_block(self, block: Block, tokens: Tensor, is_global: bool) -> Tensor:
-        """tokens (B * windows, T, C) -> the same after one block.
-
-        A global block sees the windows of an image as one sequence, but only in its attention: drop path has to draw
-        for every window on its own.
-        """
-        normed = block.norm1(tokens)
-        if is_global and self.num_windows > 1:
-            normed = normed.reshape(-1, self.num_windows**2 * tokens.shape[1], tokens.shape[2])
-        attended = block.ls1(_self_attention(block.attn, normed)).reshape(tokens.shape)
-        tokens = tokens + block.drop_path1(attended)
-        return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
 
     def _feature_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """tokens (B * windows, 1 + T, C) -> (B, C, rows, cols): CLS dropped, windows put back in place."""

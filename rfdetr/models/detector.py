@@ -69,6 +69,12 @@ class RFDETR(nn.Module):
                 layer["pred_masks"] = pred_masks
         return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": encoder}
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks of ViT and decoder, in which nearly all time is spent: units to compile or to shard."""
+        encoder = self.backbone.encoder
+        return [*encoder.blocks[: encoder.taps[-1]], *self.transformer.decoder.layers]
+
     def update_drop_path(self, rate: float) -> None:
         """Set the drop-path rates of the ViT blocks: 0 for the first, rising evenly to `rate` for the last."""
         blocks = self.backbone.encoder.blocks

@@ -1,0 +1,84 @@
+"""Fully sharded training (FSDP2): each rank keeps a part of every parameter, gradient and optimizer state.
+
+States go in and out whole, so that a checkpoint does not depend on the number of processes that wrote it. torch's own modules
+for this take a second to import, which is why only the functions that need them do so.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engine.distributed import is_distributed, world_size
+
+
+def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> nn.Module:
+    """Divide the model's parameters over the ranks, in place; the optimizer has to be made after this.
+
+    Args:
+        model: on `device` already, the same on all ranks.
+        blocks: parts that are called as modules; each is gathered when it runs and let go after it.
+
+    Returns:
+        the same model, whose forward now is a collective operation.
+
+    Raises:
+        ValueError: there is one process only.
+    """
+    if not is_distributed():
+        raise ValueError("sharding needs several processes; start them with torchrun")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(_is_part(parameter) for parameter in model.parameters())
+
+
+def whole(state: Any) -> Any:
+    """Return a state with whole tensors in place of sharded ones. Collective if there are any."""
+    if _is_part(state):
+        return state.full_tensor()
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(whole(value) for value in state)
+    return state
+
+
+def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Fill a model, sharded or not, from whole tensors."""
+    own = model.state_dict()
+    model.load_state_dict({name: _divided(value, own.get(name)) for name, value in state.items()})
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Fill an optimizer, of sharded parameters or not, from whole tensors."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    divided = {
+        index: {name: _divided(value, parameters[index]) for name, value in values.items()}
+        for index, values in state["state"].items()
+        if index < len(parameters)  # what does not fit is the optimizer's to report
+    }
+    optimizer.load_state_dict({**state, "state": {**state["state"], **divided}})
+
+
+def _divided(value: Any, like: Any) -> Any:
+    """Divide a whole tensor like the sharded one of the same shape; anything else stays as it is."""
+    if not _is_part(like) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def _is_part(value: Any) -> bool:
+    """Whether this is torch's DTensor, of which every rank has a part."""
+    return hasattr(value, "full_tensor")
