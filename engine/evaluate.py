@@ -49,6 +49,7 @@ def evaluate(
                 for some_outputs, start, stop in _image_chunks(outputs, len(targets)):
                     results = postprocess(some_outputs, sizes[start:stop])
                     metric.update(to_device(results, torch.device("cpu")), targets[start:stop])
+                    del results  # full-size masks: gone before the next image's are made
     finally:
         model.train(was_training)
     return metric.compute()

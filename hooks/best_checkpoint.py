@@ -15,6 +15,7 @@ from torch import nn
 from engine.checkpoint import save_checkpoint
 from engine.distributed import barrier, is_main_process
 from engine.hook import Hook
+from hooks.monitor import warn_of_missing
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -35,6 +36,7 @@ class BestCheckpointHook(Hook):
         payload: turns a model into what a file holds beside ``epoch`` (finished epochs) and ``metrics``; at least
             ``model`` and ``args``.
         monitor_regular, monitor_ema: the metric of each model; more is better, values that are not finite are never best.
+        skip_first_epochs: evaluations after so many epochs from the start do not count.
     """
 
     def __init__(
@@ -43,12 +45,20 @@ class BestCheckpointHook(Hook):
         *,
         monitor_regular: str = "val/mAP_50_95",
         monitor_ema: str = "val/ema_mAP_50_95",
+        skip_first_epochs: int = 0,
     ) -> None:
         self.payload = payload or _plain_payload
+        self.skip_first_epochs = skip_first_epochs
         self.monitors = {"regular": monitor_regular, "ema": monitor_ema}
         self.best = dict.fromkeys(self.monitors, -math.inf)
+        self._has_warned = False
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if not self._has_warned and not metrics.keys() & set(self.monitors.values()):
+            warn_of_missing("best checkpoint", tuple(self.monitors.values()), metrics)
+            self._has_warned = True
+        if 0 < trainer.epoch <= self.skip_first_epochs:
+            return
         for name, monitor in self.monitors.items():
             value = metrics.get(monitor, -math.inf)
             if name in trainer.eval_models and math.isfinite(value) and value > self.best[name]:

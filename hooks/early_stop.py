@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from engine.hook import Hook
+from hooks.monitor import warn_of_missing
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -24,6 +25,11 @@ class EarlyStopHook(Hook):
         check_finite: stop at once when the value is not finite; otherwise it counts as not better.
         stopping_threshold: stop at once above it.
         divergence_threshold: stop at once below it.
+        verbose: log after each evaluation how far the patience goes.
+        skip_first_epochs: evaluations after so many epochs from the start do not count.
+
+    Attributes:
+        found_non_finite: whether that is what stopped the run.
     """
 
     def __init__(
@@ -37,6 +43,8 @@ class EarlyStopHook(Hook):
         check_finite: bool = True,
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
+        verbose: bool = False,
+        skip_first_epochs: int = 0,
     ) -> None:
         if patience < 1 or min_delta < 0:
             raise ValueError(
@@ -47,14 +55,20 @@ class EarlyStopHook(Hook):
         self.monitor_regular, self.monitor_ema = monitor_regular, monitor_ema
         self.check_finite = check_finite
         self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold
+        self.verbose, self.skip_first_epochs = verbose, skip_first_epochs
+        self.found_non_finite = False
         self.best = -math.inf
         self.num_bad = 0  # evaluations since the best
         self._has_warned = False
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if 0 < trainer.epoch <= self.skip_first_epochs:
+            return
         value = self._effective(metrics)
         if value is None:
-            self._warn_once(metrics)
+            if not self._has_warned:
+                warn_of_missing("early stopping", (self.monitor_regular, self.monitor_ema), metrics)
+                self._has_warned = True
             return
         reason = self._stop_at_once(value) or self._stop_for_patience(value)
         if reason:
@@ -74,6 +88,7 @@ class EarlyStopHook(Hook):
 
     def _stop_at_once(self, value: float) -> str | None:
         if self.check_finite and not math.isfinite(value):
+            self.found_non_finite = True
             return f"early stop: the metric is {value}"
         if self.stopping_threshold is not None and value > self.stopping_threshold:
             return f"early stop: the metric {value:.4f} is above stopping_threshold {self.stopping_threshold}"
@@ -86,12 +101,9 @@ class EarlyStopHook(Hook):
             self.best, self.num_bad = value, 0
         else:
             self.num_bad += 1
+        if self.verbose:
+            logger.info("early stopping: %.4f, the best is %.4f; %d of %d evaluations in a row without a better one", value,
+                        self.best, self.num_bad, self.patience)
         if self.num_bad < self.patience:
             return None
         return f"early stop: {self.num_bad} evaluations in a row were not better than {self.best:.4f}"
-
-    def _warn_once(self, metrics: dict[str, float]) -> None:
-        if not self._has_warned:
-            names = ", ".join(sorted(metrics)) or "nothing"
-            logger.warning("early stop: neither %s nor %s was published (but %s)", self.monitor_regular, self.monitor_ema, names)
-            self._has_warned = True

@@ -50,7 +50,7 @@ class EMAHook(Hook):
 
     def before_train(self, trainer: Trainer) -> None:
         if is_sharded(trainer.unwrapped_model):
-            raise ValueError("EMAHook: the model is sharded (FSDP), an average of its parts cannot be kept; train without EMA, or "
+            raise ValueError("EMAHook: the model is sharded (FSDP), no average can be kept of its parts; train without EMA, or "
                              "with DDP")
         self.average = copy.deepcopy(trainer.unwrapped_model).requires_grad_(False).eval()
         if self._loaded is not None:

@@ -14,8 +14,8 @@ CASES = golden("best_model")["cases"]
 # Decision 8 differs from the golden: values that are not finite are never best (the golden stores NaN as -inf and saves the
 # first), the EMA's first value is saved even when it is 0, and a track that was never written gets no file at the end.
 DIFFERENT = [case for case in CASES if any(v is not None and not v > 0 for v in case["regular"] + case["ema"])]
-# the golden's options to skip first epochs and to smooth are not ours
-SAME = [case for case in CASES if case not in DIFFERENT and not case["skip_best_epochs"] and not case["smooth_alpha"]]
+# the golden's option to smooth is not ours
+SAME = [case for case in CASES if case not in DIFFERENT and not case["smooth_alpha"]]
 
 
 def evaluated(trainer, hook, regular, ema):
@@ -40,7 +40,7 @@ def files(folder):
 
 @pytest.mark.parametrize("case", SAME)
 def test_goldens(case, tmp_path):
-    hook, trainer = BestCheckpointHook(), started(tmp_path, case["track_ema"])
+    hook, trainer = BestCheckpointHook(skip_first_epochs=case["skip_best_epochs"]), started(tmp_path, case["track_ema"])
     regular = case["regular"] if case["evaluates_base_model"] else [None] * len(case["ema"])
     for expected, *values in zip(case["after_epoch"], regular, case["ema"]):
         evaluated(trainer, hook, *values)
@@ -103,3 +103,13 @@ def test_best_values_survive_a_resume(tmp_path):
     second.after_train(trainer)
     assert {file["epoch"] for file in files(tmp_path).values()} == {1}
     assert (tmp_path / "checkpoint_best_total.pth").read_bytes() == (tmp_path / "checkpoint_best_ema.pth").read_bytes()
+
+
+def test_a_metric_that_nobody_publishes_is_reported_once_with_those_that_are(tmp_path, caplog):
+    hook, trainer = BestCheckpointHook(monitor_regular="val/mAP50", monitor_ema="val/ema_mAP50"), started(tmp_path)
+    for value in (0.1, 0.2):
+        evaluated(trainer, hook, value, value)
+    assert not files(tmp_path)
+    assert len(caplog.records) == 1
+    for word in ("val/mAP50", "Did you mean val/mAP_50_95?", EMA):
+        assert word in caplog.text

@@ -9,7 +9,6 @@ from stub_trainer import StubTrainer, golden, through_a_file
 from hooks import EarlyStopHook
 
 REGULAR, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"
-# skip_best_epochs is no argument of the hook: an evaluation that is not to count is not published
 CASES = golden("early_stopping")
 
 
@@ -19,9 +18,11 @@ def published(epoch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_goldens(case):
-    hook, trainer = EarlyStopHook(case["patience"], case["min_delta"], use_ema=case["use_ema"]), StubTrainer()
+    trainer = StubTrainer()
+    hook = EarlyStopHook(case["patience"], case["min_delta"], use_ema=case["use_ema"], skip_first_epochs=case["skip_best_epochs"])
     for epoch in case["epochs"]:
-        hook.after_eval(trainer, published(epoch) if epoch["epoch"] >= case["skip_best_epochs"] else {})
+        trainer.epoch = epoch["epoch"] + 1  # ours counts finished epochs
+        hook.after_eval(trainer, published(epoch))
         assert (trainer.stop_reason is not None) == epoch["should_stop"]
         assert hook.best == pytest.approx(epoch["best_score"], abs=1e-6) and hook.num_bad == epoch["wait_count"]
         hook.load_state_dict(through_a_file(hook.state_dict()))
@@ -31,6 +32,7 @@ def stops(values, **arguments):
     """Return after how many evaluations the run is stopped, None if it is not."""
     hook, trainer = EarlyStopHook(**arguments), StubTrainer()
     for number, value in enumerate(values, start=1):
+        trainer.epoch = number
         hook.after_eval(trainer, value if isinstance(value, dict) else {REGULAR: value})
         if trainer.stop_reason:
             return number
@@ -66,3 +68,21 @@ def test_evaluations_without_the_metric_do_not_count(caplog):
 def test_impossible_arguments():
     with pytest.raises(ValueError, match="patience=0"):
         EarlyStopHook(0)
+
+
+def test_the_patience_is_told_if_asked_for(caplog):
+    with caplog.at_level(logging.INFO):
+        stops([0.5, 0.4], patience=3, verbose=True)
+        assert "0.4000, the best is 0.5000; 1 of 3" in caplog.text
+        caplog.clear()
+        stops([0.5, 0.4], patience=3)
+        assert not caplog.records
+
+
+@pytest.mark.parametrize(("value", "found"), [(math.nan, True), (0.0, False)])
+def test_what_is_not_finite_is_remembered(value, found):
+    hook, trainer = EarlyStopHook(patience=1), StubTrainer()
+    trainer.epoch = 1
+    for _ in range(2):
+        hook.after_eval(trainer, {REGULAR: value})
+    assert trainer.stop_reason and hook.found_non_finite == found

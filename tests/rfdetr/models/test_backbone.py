@@ -110,3 +110,21 @@ def test_checkpointing_gives_the_same_gradients():
         gradients.append({name: p.grad for name, p in encoder.named_parameters() if p.requires_grad})
     torch.testing.assert_close(gradients[0], gradients[1])
     assert all(math.isfinite(g.sum()) for g in gradients[0].values())
+
+
+def test_checkpointing_keeps_far_fewer_activations():
+    images, kept = torch.randn(2, 3, 32, 32), {}
+    for checkpoint_blocks in (False, True):
+        encoder = make_encoder(checkpoint_blocks=checkpoint_blocks).train()
+        tensors: dict[int, int] = {}
+        parameters = {p.data_ptr() for p in encoder.parameters()}
+
+        def note(tensor, tensors=tensors, parameters=parameters):
+            if tensor.data_ptr() not in parameters:
+                tensors[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            encoder(images)
+        kept[checkpoint_blocks] = sum(tensors.values())
+    assert kept[True] < kept[False] / 3

@@ -1,0 +1,16 @@
+"""What hooks that follow a metric say when nobody publishes it."""
+
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_missing(who: str, monitors: Sequence[str], metrics: Iterable[str]) -> None:
+    """Say that none of the monitored metrics is among those that an evaluation published, and which are."""
+    published = sorted(metrics)
+    close = difflib.get_close_matches(monitors[0], published, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    logger.warning("%s: no evaluation publishes %s, so it decides nothing.%s Published: %s", who, " or ".join(monitors), hint,
+                   ", ".join(published) or "nothing")
