@@ -1,5 +1,7 @@
-"""Where scalars go: console, JSON lines, TensorBoard. A writer is anything with `write` and `close`."""
+"""Where scalars go: console, JSON lines, CSV, TensorBoard. A writer is anything with `write` and `close`."""
 
+import csv
+import io
 import json
 import logging
 import math
@@ -58,9 +60,7 @@ class JsonlWriter:
             return
         self.close()
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step] if step else []
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        _write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
         if self.file is None:
@@ -75,6 +75,56 @@ class JsonlWriter:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+class CsvWriter:
+    """A table with a row a step and a column a tag, for spreadsheets and pandas.
+
+    Tags that appear later, as those of the first evaluation do, become further columns: the file is then written again. So it is
+    where training losses and an evaluation belong to one step. What was not written is empty, NaN is ``nan``.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.columns: list[str] | None = None  # of the file; not looked at yet
+        self.last_step = ""  # as it stands in the last row
+
+    def rewind(self, step: int) -> None:
+        if self.path.exists():
+            self._replace([row for row in self._read() if int(row["step"]) <= step] if step else [])
+
+    def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        row = {"step": str(step), "epoch": str(epoch), **{tag: repr(float(value)) for tag, value in scalars.items()}}
+        if self.columns is None:
+            self._replace(self._read())
+        if row["step"] != self.last_step and set(row) <= set(self.columns):
+            with open(self.path, "a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+            self.last_step = row["step"]
+        else:
+            rows = self._read()
+            same = rows.pop() if row["step"] == self.last_step else {}
+            self._replace([*rows, {**same, **row}])
+
+    def close(self) -> None:
+        pass
+
+    def _read(self) -> list[dict[str, str]]:
+        """Return the rows; a last line that a killed process left half-written is not one."""
+        if not self.path.exists():
+            return []
+        with open(self.path, encoding="utf-8", newline="") as file:
+            whole, end, _ = file.read().rpartition("\n")
+        return list(csv.DictReader(io.StringIO(whole + end, newline="")))
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        self.columns = list(dict.fromkeys(["step", "epoch", *(tag for row in rows for tag in row)]))
+        self.last_step = rows[-1]["step"] if rows else ""
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self.columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        _write_text(self.path, table.getvalue())
 
 
 class TensorBoardWriter:
@@ -106,3 +156,11 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)

@@ -17,7 +17,9 @@ from rfdetr.data import (
     open_dataset,
     train_loader,
 )
+from rfdetr.data.check import DatasetCheck, check_dataset
 from rfdetr.data.shapes import make_shapes
+from rfdetr.data.shards import is_address
 from rfdetr.encoders import ENCODERS
 from rfdetr.errors import InputError
 from rfdetr.losses import HungarianMatcher, SetCriterion
@@ -100,15 +102,25 @@ def build_dataset(config: DataConfig, model: ModelConfig, split: str, label_map:
     folder, format = _data_folder(config)
     kind = "coco" if config.label_map == "coco" else None
     return open_dataset(
-        folder, split, image_size=model.input_size, training=split == "train", format=format, label_map=label_map or kind,
-        with_masks=model.segmentation_head, augment=config.augment, on_bad_image=config.on_bad_image,
+        folder, split, image_size=model.input_size, training=split == "train", format=format, paths=config.splits,
+        label_map=label_map or kind, with_masks=model.segmentation_head, augment=config.augment,
+        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache,
     )
 
 
 def data_splits(config: DataConfig) -> tuple[str, ...]:
     """Return which of train, val and test the data set has."""
     folder, format = _data_folder(config)
-    return available_splits(folder, format)
+    return available_splits(folder, format, config.splits)
+
+
+def check_data(
+    config: DataConfig, input_size: tuple[int, int], num_queries: int, *, quick: bool = False, decode: bool = False
+) -> DatasetCheck:
+    """Check the data set of a run, for a model of this input (H, W) and number of queries."""
+    folder, format = _data_folder(config)
+    return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries, quick=quick,
+                         decode=decode)
 
 
 def build_loader(
@@ -117,7 +129,9 @@ def build_loader(
 ) -> DetectionLoader:
     """Make a loader of this rank's share: for training if `train` is given, else every image once and in order."""
     shared = {"size_divisor": model.size_divisor, "rank": rank, "world_size": world_size, "num_workers": config.num_workers,
-              "pin_memory": pin_memory}
+              "pin_memory": pin_memory, "prefetch_factor": config.prefetch_factor,
+              "persistent_workers": config.persistent_workers,
+              "start_method": None if config.start_method == "auto" else config.start_method}
     if train is None:
         return eval_loader(dataset, batch_size=config.eval_batch_size or config.batch_size, **shared)
     sizes = _train_sizes(model, config.expanded_scales) if config.multi_scale else None
@@ -133,10 +147,12 @@ def _train_sizes(model: ModelConfig, expanded: bool) -> list[tuple[int, int]]:
     return [(side, max(1, round(side * width / height / divisor)) * divisor) for side in heights]
 
 
-def _data_folder(config: DataConfig) -> tuple[Path, str]:
-    """Return the folder of the data set and its format; the embedded data set is made if it is not there."""
+def _data_folder(config: DataConfig) -> tuple[Path | str, str]:
+    """Return the folder or address of the data set and its format; the embedded data set is made if it is not there."""
     if config.dataset_dir is None:
         raise InputError("data.dataset_dir: is not set; name the folder of the data set")
+    if is_address(config.dataset_dir):
+        return config.dataset_dir, config.format
     folder = Path(config.dataset_dir).expanduser()
     return (make_shapes(folder), "roboflow") if config.format == "shapes" else (folder, config.format)
 

@@ -196,5 +196,10 @@ class RunConfig:
             raise InputError('eval.models: "ema" needs the average; set ema.enabled to true, or evaluate "regular"')
         if not self.ema.enabled and self.early_stopping.enabled and self.early_stopping.use_ema:
             raise InputError("early_stopping.use_ema: true needs the average; set ema.enabled to true")
+        if self.train.strategy == "fsdp" and self.ema.enabled:
+            raise InputError("train.strategy: fsdp divides the weights over processes, where no average is kept; "
+                             "set ema.enabled to false, or use ddp")
+        if self.train.strategy == "fsdp" and self.train.precision == "fp16":
+            raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
         if self.drop.mode != "standard" and self.drop.cutoff_epoch > self.train.epochs:
             raise InputError(f"drop.cutoff_epoch: {self.drop.cutoff_epoch} is after the last epoch ({self.train.epochs})")

@@ -44,6 +44,16 @@ def _is_count(value: int) -> bool:
     return value >= 1
 
 
+def _is_name_or_none(value: str | None) -> bool:
+    """Refuse also "true" and "false", by which a switch was meant."""
+    return value is None or bool(value.strip()) and value.lower() not in ("true", "false")
+
+
+def _is_paths_or_none(value: dict[str, dict[str, str]] | None) -> bool:
+    return value is None or all(split in ("train", "val", "test") and set(paths) == {"annotations", "images"}
+                                for split, paths in value.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Loss terms, and the costs by which predictions are matched to objects."""
@@ -130,9 +140,10 @@ class DataConfig:
     """Where the images are, and how they become batches."""
 
     dataset_dir: str | None = None
-    """Folder of the data set; where format is "shapes" the data set is made in it."""
-    format: Literal["auto", "coco", "roboflow", "shapes"] = "auto"
-    """Layout of the folder: COCO's, Roboflow's COCO export, our made-up shapes, or found out by looking."""
+    """Folder of the data set, or an address of shards (s3://...); where format is "shapes" the data set is made in it."""
+    format: Literal["auto", "coco", "roboflow", "yolo", "objects365", "shards", "shapes"] = "auto"
+    """Layout of the folder: COCO's, Roboflow's COCO export, YOLO's data.yaml, Objects365's, tar shards, our made-up shapes, or
+    found out by looking."""
     batch_size: int = 4
     """Images of a batch, in each process."""
     eval_batch_size: int | None = None
@@ -140,20 +151,35 @@ class DataConfig:
     num_workers: int = 2
     """Loader processes, for each training process; 0 loads in the training process itself."""
     augment: str | list[dict[str, Any]] = "default"
-    """Recipe of the training images (none, default, flips, light), or a list of torchvision v2 transforms by class_path."""
+    """Recipe of the training images (none, default, flips, light, conservative, aggressive, aerial, industrial), or a list
+    of torchvision v2 transforms by class_path."""
     multi_scale: bool = True
     """Train every step at a scale of its own around model.resolution."""
     expanded_scales: bool = True
     """Eleven scales instead of eight (with multi_scale)."""
     label_map: Literal["contiguous", "coco"] = "contiguous"
     """Labels 0 to K-1 in the order of the category ids, or the category ids themselves as in the official COCO weights."""
-    on_bad_image: Literal["error", "blank"] = "error"
-    """What happens at an image that cannot be read: stop, or log it and take a blank one instead."""
+    splits: dict[str, dict[str, str]] | None = None
+    """COCO files of a layout of one's own, relative to dataset_dir: {train: {annotations: a.json, images: folder}, val: ...}."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """An image that cannot be read stops the run, or is named, counted and left out; evaluation counts its objects as missed."""
+    exif: Literal["apply", "refuse"] = "apply"
+    """Turn images as their EXIF data says, in training, evaluation and prediction alike, or take such images for bad ones."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: keep the image files in memory, once for each training process; refused if they do not fit."""
+    prefetch_factor: int = 2
+    """Batches that each loader process prepares in advance."""
+    persistent_workers: bool = True
+    """Keep the loader processes from one epoch to the next."""
+    start_method: Literal["auto", "fork", "spawn", "forkserver"] = "auto"
+    """How loader processes are started; auto is the system's own way (spawn on Windows and macOS)."""
 
     def __post_init__(self) -> None:
         check_choices(self, "data")
-        check_fields(self, "data", "1 or more", _is_count, "batch_size")
+        check_fields(self, "data", "1 or more", _is_count, "batch_size", "prefetch_factor")
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "eval_batch_size")
+        check_fields(self, "data", "{split: {annotations: file, images: folder}} for train, val and test, or some of them",
+                     _is_paths_or_none, "splits")
         check_fields(self, "data", "0 or more", _is_not_negative, "num_workers")
 
 
@@ -183,6 +209,12 @@ class TrainConfig:
     """Updates in a row with non-finite gradients (each is skipped) after which the run stops."""
     max_hours: float = 0.0
     """Stop with a valid checkpoint after so many hours; 0: no limit."""
+    compile: bool = False
+    """Compile the blocks of ViT and decoder (torch.compile): faster steps after some minutes of compiling."""
+    sync_bn: bool = False
+    """Batch norms take their statistics over all processes; refused for a model that has none, as ours."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: a whole model in each (ddp), or its parameters divided over them (fsdp; needs ema off)."""
 
     def __post_init__(self) -> None:
         check_choices(self, "train")
@@ -236,7 +268,7 @@ class DropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingConfig:
-    """Stopping when val/mAP_50_95 no longer improves; the better of the weights and their average counts."""
+    """Stopping when the metric of eval.monitor no longer improves; the better of the weights and their average counts."""
 
     enabled: bool = False
     """Stop early."""
@@ -252,6 +284,8 @@ class EarlyStoppingConfig:
     """Stop at once when the metric is above this."""
     divergence_threshold: float | None = None
     """Stop at once when the metric is below this."""
+    verbose: bool = False
+    """Log after each evaluation how far the patience goes."""
 
     def __post_init__(self) -> None:
         check_fields(self, "early_stopping", "1 or more", _is_count, "patience")
@@ -274,10 +308,17 @@ class EvalConfig:
     """Precision of evaluations; with fp32 the numbers hardly depend on the machine."""
     run_test: bool = False
     """Evaluate the best weights on the test split at the end."""
+    monitor: str = "mAP_50_95"
+    """Metric that decides about best checkpoints and early stopping, without its prefix (val/, val/ema_): mAP_50, segm_mAP_50_95,
+    F1, AP/<class>, ..."""
+    skip_first_epochs: int = 0
+    """Evaluations after so many epochs from the start count neither for the best checkpoint nor for early stopping."""
 
     def __post_init__(self) -> None:
         check_choices(self, "eval")
         check_fields(self, "eval", "1 or more", _is_count, "every_epochs", "max_dets")
+        check_fields(self, "eval", "0 or more", _is_not_negative, "skip_first_epochs")
+        check_fields(self, "eval", "a name without val/ before it", lambda name: name and not name.startswith("val/"), "monitor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +329,12 @@ class LogConfig:
     """Training losses are written every so many steps."""
     tensorboard: bool = True
     """Write TensorBoard events into output_dir."""
+    csv: bool = False
+    """Write metrics.csv too, a row a step."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to; needs the extra [wandb]. WANDB_MODE=offline needs no network."""
+    mlflow: str | None = None
+    """Experiment of MLflow to log to; needs the extra [mlflow]. MLFLOW_TRACKING_URI says where, default ./mlflow.db."""
     progress: bool = True
     """Show a progress bar (on terminals only)."""
     plots: bool = True
@@ -295,3 +342,4 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "log", "1 or more", _is_count, "every_steps")
+        check_fields(self, "log", "a name, or null", _is_name_or_none, "wandb", "mlflow")

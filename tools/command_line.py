@@ -27,9 +27,10 @@ SECONDS_FOR_THE_FIRST = 5  # that other processes leave the first one to report 
 
 
 class ExitCode(IntEnum):
-    """What a tool's exit code means (1 is left to Python's own tracebacks and to checks that found something)."""
+    """What a tool's exit code means."""
 
     DONE = 0
+    FOUND_ERRORS = 1  # of a check; Python's own tracebacks have this code too
     BAD_INPUT = 2
     INTERRUPTED = 3
     NON_FINITE = 4

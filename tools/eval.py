@@ -10,6 +10,7 @@ import logging
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,15 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
     parser = make_parser("Evaluate a checkpoint of an RF-DETR detector.")
     parser.add_argument("--checkpoint", default=SUPPRESS, help="the weights, with the settings of their run (required)")
     parser.add_argument("--split", choices=["val", "test"], default="val", help="which images")
+    parser.add_argument("--use_ema", action="store_true", help="evaluate the averaged weights that the file holds beside its others")
     parser.add_argument("--output", default=SUPPRESS, help="JSON file for all numbers")
+    check_model_flags(argv)
     checkpoint = read_checkpoint(checkpoint_path(argv)) if not {"-h", "--help"} & set(argv) else {"args": {}}
     set_defaults(parser, checkpoint["args"])
     arguments = parse(parser, argv)
     config, _ = run_config(parser, arguments)
     with process_group(choose_device(config)):
-        content = evaluate_checkpoint(checkpoint, config, arguments.split)
+        content = evaluate_checkpoint(checkpoint, config, arguments.split, ema=arguments.use_ema)
     if is_main_process() and "output" in arguments:
         write_json(Path(arguments.output), {"checkpoint": arguments.checkpoint, "split": arguments.split, **content})
     return ExitCode.DONE
@@ -71,12 +74,22 @@ def checkpoint_path(argv: Sequence[str]) -> str:
     return path
 
 
-def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: str) -> dict[str, Any]:
+def check_model_flags(argv: Sequence[str]) -> None:
+    """Refuse overrides that would have no effect."""
+    for word in argv:
+        flag = word.split("=")[0]
+        if flag.startswith("--model.") and flag != "--model.resolution":
+            raise InputError(f"{flag}: the model comes out of the checkpoint; only --model.resolution may be changed")
+
+
+def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: str, *, ema: bool = False) -> dict[str, Any]:
     """Evaluate what `read_checkpoint` returned, print the tables, and return all numbers."""
     device = choose_device(config)
     architecture = model_config_from_checkpoint(checkpoint)
+    if config.model.resolution is not None:
+        architecture = replace(architecture, resolution=config.model.resolution)
     model = build.build_model(architecture)
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint, ema=ema)
     label_map = LabelMap.from_dict(checkpoint["label_map"]) if checkpoint["label_map"] else None
     if label_map is None:
         logger.warning("the checkpoint has no label map: labels are taken to be those of the data set (data.label_map: %s)",

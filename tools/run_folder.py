@@ -16,10 +16,10 @@ from rfdetr.errors import InputError
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pth"
-METRICS = "metrics.jsonl"
+METRICS, METRICS_TABLE = "metrics.jsonl", "metrics.csv"
 OUTPUTS = (
-    "config.yaml", "label_map.json", "checkpoint*.pth", METRICS, "results.json", "events.out.tfevents.*",
-    "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
+    "config.yaml", "label_map.json", "checkpoint*.pth", METRICS, METRICS_TABLE, "results.json", "events.out.tfevents.*",
+    "*_run_id.txt", "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
 )
 WITHOUT_EFFECT = ("resolution", "num_select")  # fields of a model that its weights do not depend on
 

@@ -7,7 +7,9 @@ Trainer together by hand: it may be copied into a notebook and changed.
 # isort: off
 import installation  # noqa: F401  first: explains a torchvision that does not fit torch, before anything imports it
 # isort: on
+import copy
 import logging
+import math
 import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
@@ -17,13 +19,15 @@ from typing import Any
 
 from command_line import ExitCode, bad_input, choose_device, make_parser, parse, plain_dict, run_config, run_tool
 from evaluation import evaluate_split, finite_or_none, iou_types
-from run_folder import METRICS, check_same_run, clear_folder, prepare_folder, write_json, write_settings
+from run_folder import METRICS, METRICS_TABLE, check_same_run, clear_folder, prepare_folder, write_json, write_settings
 from torch import nn
 
 from engine import Hook, Trainer
-from engine.distributed import is_main_process, process_group, rank, world_size
+from engine.distributed import is_main_process, process_group, rank, sync_batch_norms, world_size
 from engine.randomness import seed_everything, seed_rank, set_deterministic
-from engine.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writer
+from engine.sharding import shard
+from engine.trackers import MlflowWriter, WandbWriter
+from engine.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter, Writer
 from hooks import (
     BestCheckpointHook,
     CheckpointHook,
@@ -41,7 +45,8 @@ from rfdetr.config import ModelConfig, RunConfig
 from rfdetr.data import DetectionLoader, LabelMap, unseen_classes
 from rfdetr.errors import InputError
 from rfdetr.evaluation import RunPictures
-from rfdetr.weights import checkpoint_payload, load_weights, read_checkpoint
+from rfdetr.models.freeze import freeze
+from rfdetr.weights import checkpoint_payload, load_backbone_weights, load_weights, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,7 @@ logger = logging.getLogger(__name__)
 def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer:
     """Put a Trainer together out of finished objects; ``build_trainer(RunConfig(...)).train()`` is a whole run."""
     device = choose_device(config)
+    writers = build_writers(config)
     seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
     set_deterministic(config.train.deterministic)
 
@@ -61,16 +67,21 @@ def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer
     train_loader = build.build_loader(train_set, config.data, architecture, train=config.train, **share)
     val_loader = build.build_loader(val_set, config.data, architecture, **share)
 
-    model = build.build_model(architecture, gradient_checkpointing=config.model.gradient_checkpointing)
-    if config.model.weights is not None:
-        start_from_weights(model, config, label_map)
-    model.to(device)
+    start = read_checkpoint(config.model.weights) if config.model.weights else None
+    model = build_network(config, architecture, start, label_map).to(device)
+    eval_model = None
+    if config.train.strategy == "fsdp":
+        eval_model = copy.deepcopy(model)
+        with bad_input("train.strategy: fsdp: "):
+            shard(model, model.blocks, device)
     criterion = build.build_criterion(architecture, config.loss)
     optimizer = build.build_optimizer(config.optim, model)
     lr_scheduler = build.build_lr_scheduler(
         config.optim, optimizer, epochs=config.train.epochs, steps_per_epoch=len(train_loader) // config.train.grad_accum_steps
     )
-    hooks = build_hooks(config, architecture, val_loader, user_hooks)
+    hooks = build_hooks(config, architecture, val_loader, writers, user_hooks)
+    if start is not None and start["ema_model"] is not None and not config.model.ema_weights:
+        continue_average(hooks, model, start, resize_head=config.model.resize_head)
     seed_rank(config.train.seed)  # from here on every process draws its own numbers
     return Trainer(
         model,
@@ -87,11 +98,32 @@ def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer
         output_dir=config.train.output_dir,
         loss_normalize=config.loss.normalize,
         max_bad_steps=config.train.max_bad_steps,
+        eval_model=eval_model,
     )
 
 
+def build_network(
+    config: RunConfig, architecture: ModelConfig, start: dict[str, Any] | None, label_map: LabelMap
+) -> nn.Module:
+    """Make the model as it starts: its weights, what is frozen of it, what is compiled."""
+    model = build.build_model(architecture, gradient_checkpointing=config.model.gradient_checkpointing)
+    if start is not None:
+        start_from_weights(model, start, config, label_map)
+    if config.model.backbone_weights is not None:
+        load_backbone_weights(model, config.model.backbone_weights)
+    freeze(model, config.model.freeze)
+    if config.train.sync_bn:
+        with bad_input("train."):
+            model = sync_batch_norms(model)
+    if config.train.compile:
+        for block in model.blocks:  # one by one: they share their code, so it is compiled once
+            block.compile()
+    return model
+
+
 def build_hooks(
-    config: RunConfig, architecture: ModelConfig, val_loader: DetectionLoader, user_hooks: Sequence[Hook] = ()
+    config: RunConfig, architecture: ModelConfig, val_loader: DetectionLoader, writers: Sequence[Writer],
+    user_hooks: Sequence[Hook] = (),
 ) -> list[Hook]:
     """Make the hooks of a run in their order: users' hooks follow ours, then the one that saves, the one that evaluates last."""
     label_map = val_loader.dataset.label_map
@@ -109,6 +141,11 @@ def build_hooks(
     )
     payload = partial(checkpoint_payload, config=architecture, args=plain_dict(config), label_map=label_map)
     ema, drop, stopping = config.ema, config.drop, config.early_stopping
+    selection = {
+        "monitor_regular": f"val/{config.eval.monitor}",
+        "monitor_ema": f"val/ema_{config.eval.monitor}",
+        "skip_first_epochs": config.eval.skip_first_epochs,
+    }
     hooks: list[Hook] = []
     if ema.enabled:
         hooks.append(EMAHook(ema.decay, ema.tau, update_every=ema.update_every, use_buffers=ema.use_buffers))
@@ -124,9 +161,11 @@ def build_hooks(
                 check_finite=stopping.check_finite,
                 stopping_threshold=stopping.stopping_threshold,
                 divergence_threshold=stopping.divergence_threshold,
+                verbose=stopping.verbose,
+                **selection,
             )
         )
-    hooks += [BestCheckpointHook(payload), LogHook(build_writers(config), every_steps=config.log.every_steps)]
+    hooks += [BestCheckpointHook(payload, **selection), LogHook(writers, every_steps=config.log.every_steps)]
     if config.log.progress:
         hooks.append(ProgressHook())
     if config.log.plots:
@@ -146,7 +185,17 @@ def build_writers(config: RunConfig) -> list[Writer]:
         return []
     folder = Path(config.train.output_dir)
     writers: list[Writer] = [ConsoleWriter(), JsonlWriter(folder / METRICS)]
-    return [*writers, TensorBoardWriter(folder)] if config.log.tensorboard else writers
+    if config.log.csv:
+        writers.append(CsvWriter(folder / METRICS_TABLE))
+    if config.log.tensorboard:
+        writers.append(TensorBoardWriter(folder))
+    if config.log.wandb is not None:
+        with bad_input("log.wandb: "):
+            writers.append(WandbWriter(folder, config.log.wandb, plain_dict(config)))
+    if config.log.mlflow is not None:
+        with bad_input("log.mlflow: "):
+            writers.append(MlflowWriter(folder, config.log.mlflow, plain_dict(config)))
+    return writers
 
 
 def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
@@ -160,9 +209,9 @@ def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
     return architecture
 
 
-def start_from_weights(model: nn.Module, config: RunConfig, label_map: LabelMap) -> None:
+def start_from_weights(model: nn.Module, start: dict[str, Any], config: RunConfig, label_map: LabelMap) -> None:
     """Load ``model.weights``; a class head for other classes is refused unless a new one is asked for."""
-    report = load_weights(model, config.model.weights, resize_head=config.model.resize_head)
+    report = load_weights(model, start, ema=config.model.ema_weights, resize_head=config.model.resize_head)
     if report.label_map is None or config.model.resize_head:
         return
     differences = LabelMap.from_dict(report.label_map).differences(label_map, mine="checkpoint", theirs="data set")
@@ -173,6 +222,17 @@ def start_from_weights(model: nn.Module, config: RunConfig, label_map: LabelMap)
         )
 
 
+def continue_average(hooks: Sequence[Hook], model: nn.Module, start: dict[str, Any], *, resize_head: bool) -> None:
+    """Let the EMA go on from the average that a checkpoint holds beside its weights, instead of starting as a copy of these."""
+    for hook in hooks:
+        if isinstance(hook, EMAHook):
+            average = copy.deepcopy(model)
+            load_weights(average, start, ema=True, resize_head=resize_head)
+            warmed_up = math.ceil(10 * hook.tau)  # its decay must not grow from 0 again, or the average would be lost at once
+            hook.load_state_dict({"num_updates": warmed_up, "average": average.state_dict()})
+            logger.info("the average goes on from the checkpoint's own")
+
+
 def run_metadata(config: RunConfig, architecture: ModelConfig, label_map: LabelMap) -> dict[str, Any]:
     """Return what checkpoint.pth says about its run."""
     return {"args": plain_dict(config), "model_config": plain_dict(architecture), "label_map": label_map.to_dict()}
@@ -181,19 +241,34 @@ def run_metadata(config: RunConfig, architecture: ModelConfig, label_map: LabelM
 def finish(trainer: Trainer, config: RunConfig) -> None:
     """Put the best weights into the model, evaluate the test split if asked for, and write results.json."""
     results: dict[str, Any] = {"epochs": trainer.epoch, "steps": trainer.step, "stop_reason": trainer.stop_reason}
+    model = trainer.eval_models["regular"]
     best = trainer.output_dir / "checkpoint_best_total.pth"
     if best.exists():
         content = read_checkpoint(best)
-        load_weights(trainer.unwrapped_model, content)
+        load_weights(model, content)
         results["best"] = {"epoch": content["epoch"], "metrics": finite_or_none(content["metrics"])}
     if config.eval.run_test:
         label_map = trainer.train_loader.dataset.label_map
         architecture = architecture_for(config, label_map)
-        metrics, _ = evaluate_split(trainer.unwrapped_model, config, architecture, label_map, "test", device=trainer.device)
+        metrics, _ = evaluate_split(model, config, architecture, label_map, "test", device=trainer.device)
         results["test"] = finite_or_none(metrics)
     if is_main_process():
         write_json(trainer.output_dir / "results.json", results)
         logger.info("done after %d epochs; everything is in %s", trainer.epoch, trainer.output_dir)
+
+
+def check_data(config: RunConfig) -> None:
+    """Refuse data that would break or falsify the run before anything is built, and say what it will be evaluated on."""
+    architecture = config.model.architecture()
+    check = build.check_data(config.data, architecture.input_size, architecture.num_queries, quick=True)
+    tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
+    tolerated += ["missing_image", "no_image_size"] if config.data.on_bad_image == "skip" else []
+    check.findings.refuse_errors(config.data.dataset_dir, but=tolerated)
+    for split, when in {"val": "during training", "test": "at the end"}.items():
+        if split == "val" or config.eval.run_test:
+            numbers = check.statistics[split]
+            logger.info("evaluated %s: the %s split, %d images with %d boxes, of %s", when, split, numbers.images, numbers.boxes,
+                        check.splits[split].raw.source)
 
 
 def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, overwrite: bool) -> ExitCode:
@@ -203,6 +278,9 @@ def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, 
         state = prepare_folder(folder, resume=resume, overwrite=overwrite)
         if config.eval.run_test and "test" not in build.data_splits(config.data):
             raise InputError(f"eval.run_test: true, but {config.data.dataset_dir} has no test split")
+        build_writers(config)  # now already, for a logger that is not installed to be reported before the data are read
+        if is_main_process():
+            check_data(config)
         trainer = build_trainer(config, user_hooks)
         label_map = trainer.train_loader.dataset.label_map
         metadata = run_metadata(config, architecture_for(config, label_map), label_map)
@@ -218,7 +296,8 @@ def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, 
             logger.info("stopped (%s) with a valid checkpoint; go on with --resume auto", trainer.stop_reason)
             return ExitCode.INTERRUPTED
         finish(trainer, config)
-    return ExitCode.DONE
+        non_finite = any(getattr(hook, "found_non_finite", False) for hook in trainer.hooks)
+    return ExitCode.NON_FINITE if non_finite else ExitCode.DONE
 
 
 def main(argv: Sequence[str] | None = None) -> ExitCode:

@@ -4,25 +4,31 @@ Readers (coco.py) return a `RawSplit`; `clean` makes `Annotations` of it. Arrays
 keep the memory small, and worker processes that are forked share it.
 """
 
+import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from rfdetr.data.label_map import Category, LabelMap
+from rfdetr.data.shared_memory import share
 
 CLAMP_TOLERANCE = 0.01  # pixels; rounding in the file, not worth a word
 
 
 class PackedBytes:
-    """A read-only sequence of byte strings in one array."""
+    """A read-only sequence of byte strings in one array; item i is ``data[ends[i]:ends[i + 1]]``."""
 
-    def __init__(self, items: Sequence[bytes]) -> None:
-        self._data = np.frombuffer(b"".join(items), dtype=np.uint8)
-        self._ends = np.cumsum([0, *map(len, items)], dtype=np.int64)
+    def __init__(self, data: np.ndarray, ends: np.ndarray) -> None:
+        self._data, self._ends = data, ends
+
+    @classmethod
+    def pack(cls, items: Sequence[bytes]) -> "PackedBytes":
+        ends = np.cumsum([0, *map(len, items)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(items), dtype=np.uint8), ends)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -30,13 +36,17 @@ class PackedBytes:
     def __getitem__(self, index: int) -> bytes:
         return self._data[self._ends[index] : self._ends[index + 1]].tobytes()
 
+    def shared(self) -> "PackedBytes":
+        """Return the same in shared memory."""
+        return PackedBytes(share(self._data), share(self._ends))
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RawSplit:
     """What a reader found: N images and M objects, as the files have them."""
 
-    source: Path  # the file or folder to name in messages
-    image_root: Path  # file names are relative to it
+    source: Path | str  # the file or folder to name in messages
+    image_root: Path | str  # file names are relative to it; an address is a string
     image_ids: np.ndarray  # (N,) int64, each once
     file_names: list[str]  # N
     image_sizes: np.ndarray  # (N, 2) int64 h, w
@@ -54,8 +64,8 @@ class RawSplit:
 class Annotations:
     """A cleaned split: the objects of image i are the rows ``offsets[i]:offsets[i + 1]``."""
 
-    source: Path
-    image_root: Path
+    source: Path | str
+    image_root: Path | str
     image_ids: np.ndarray  # (N,) int64, ascending
     file_names: np.ndarray  # (N,) bytes
     image_sizes: np.ndarray  # (N, 2) int64 h, w
@@ -66,14 +76,25 @@ class Annotations:
     is_crowd: np.ndarray  # (M,) bool
     segmentations: PackedBytes | None
     open_image: Callable[[str], BinaryIO] | None = None  # as in RawSplit; it is sent to worker processes
+    file_contents: PackedBytes | None = None  # of the images, where they are kept in memory; empty where there is no file
 
-    def image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path | str:
         """Where a picture is, for messages too."""
-        return self.image_root / os.fsdecode(self.file_names[index])
+        name = os.fsdecode(self.file_names[index])
+        return self.image_root / name if isinstance(self.image_root, Path) else f"{self.image_root}/{name}"
 
     def image_file(self, index: int) -> Path | BinaryIO:
         """What a picture is decoded from."""
+        if self.file_contents is not None and (content := self.file_contents[index]):
+            return io.BytesIO(content)
         return self.image_path(index) if self.open_image is None else self.open_image(os.fsdecode(self.file_names[index]))
+
+    def shared(self) -> "Annotations":
+        """Return the same in shared memory, so that processes which are not forked get it without a copy each."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: share(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+        packed = {name: value.shared() for name, value in values.items() if isinstance(value, PackedBytes)}
+        return replace(self, **arrays, **packed)
 
 
 def clean(raw: RawSplit, label_map: LabelMap, *, drop_crowds: bool) -> tuple[Annotations, dict[str, int]]:
@@ -107,7 +128,7 @@ def clean(raw: RawSplit, label_map: LabelMap, *, drop_crowds: bool) -> tuple[Ann
         file_names=np.array([os.fsencode(raw.file_names[index]) for index in image_order], dtype=np.bytes_),
         image_sizes=raw.image_sizes[image_order], offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes.astype(np.float32), labels=labels[rows], areas=areas.astype(np.float32), is_crowd=raw.is_crowd[rows],
-        segmentations=None if raw.segmentations is None else PackedBytes([raw.segmentations[row] for row in rows]),
+        segmentations=None if raw.segmentations is None else PackedBytes.pack([raw.segmentations[row] for row in rows]),
         open_image=raw.open_image,
     )
     moved = np.abs(clamped - raw.boxes).max(axis=1, initial=0) > CLAMP_TOLERANCE

@@ -1,6 +1,5 @@
 """The data set: images and targets of one split, made ready for the model at access."""
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rfdetr.data.annotations import Annotations
-from rfdetr.data.images import normalize, preprocess, read_image, resize, to_float
+from rfdetr.data.images import ImageError, normalize, preprocess, read_image, resize, to_float
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import Recipe
 from rfdetr.data.samplers import SampleKey
@@ -23,8 +22,6 @@ from rfdetr.data.views import View
 from rfdetr.errors import InputError
 
 GREY = 124  # about ImageNet's mean, of the picture in place of one that cannot be read
-
-logger = logging.getLogger(__name__)
 
 
 class CocoDetection(Dataset):
@@ -38,8 +35,9 @@ class CocoDetection(Dataset):
     Args:
         augment: a recipe, or a transform of one's own (transforms.py), for samples asked for with a key.
         image_size: (H, W) where the key does not say.
-        on_bad_image: "error", or "blank": a picture that cannot be read is logged and replaced by a grey one, without
-            objects when training; in evaluation its objects stay and count as missed.
+        on_bad_image: "fail", or "skip": a picture that cannot be read gives a grey one whose target says why in `bad_image`
+            (str). When training it has no objects and the loader leaves it out; in evaluation its objects count as missed.
+        exif: "apply" or "refuse" a picture's orientation (images.py).
     """
 
     def __init__(
@@ -51,15 +49,16 @@ class CocoDetection(Dataset):
         image_size: tuple[int, int],
         augment: Recipe | Callable,
         report: dict[str, int],
-        on_bad_image: str = "error",
+        on_bad_image: str = "fail",
+        exif: str = "apply",
     ) -> None:
-        if on_bad_image not in ("error", "blank"):
-            raise InputError(f"data.on_bad_image: {on_bad_image!r} is unknown; it must be error or blank")
+        for name, value, choices in (("on_bad_image", on_bad_image, ("fail", "skip")), ("exif", exif, ("apply", "refuse"))):
+            if value not in choices:
+                raise InputError(f"data.{name}: {value!r} is unknown; it must be {' or '.join(choices)}")
         self.label_map, self.split, self.report = label_map, split, report
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        self.augment, self.on_bad_image = augment, on_bad_image
+        self.augment, self.on_bad_image, self.exif = augment, on_bad_image, exif
         self._annotations = annotations
-        self._complained: set[int] = set()  # images that were logged as bad, by this process
 
     @property
     def num_images(self) -> int:
@@ -95,21 +94,26 @@ class CocoDetection(Dataset):
         return int(self._annotations.image_ids[index])
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
-        if not isinstance(key, SampleKey):
-            return self._plain(range(len(self))[key])
-        if isinstance(self.augment, Recipe):
-            return self._augmented(key, self.augment)
-        return self._transformed(key, self.augment)
+        try:
+            if not isinstance(key, SampleKey):
+                index = range(len(self))[key]
+                return preprocess(self._read(index), self.image_size), self._plain_target(index)
+            if isinstance(self.augment, Recipe):
+                return self._augmented(key, self.augment)
+            return self._transformed(key, self.augment)
+        except ImageError as error:
+            if self.on_bad_image == "fail":
+                raise
+            return self._blank(key, str(error))
 
-    def _plain(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = self._read(index)
-        rows = self._rows(index)
-        size = self._size(index)
+    def share_memory(self) -> None:
+        """Let worker processes that are not forked use the annotations without a copy each."""
+        self._annotations = self._annotations.shared()
+
+    def _plain_target(self, index: int) -> dict[str, Tensor]:
+        rows, size = self._rows(index), self._size(index)
         masks = self._masks(index, rows, size, lambda encoded: draw(encoded, *size))
-        if pixels is None:
-            pixels = torch.full((3, *size), GREY, dtype=torch.uint8)
-        target = self._target(index, rows, self._fractions(index, rows), self.image_size, masks)
-        return preprocess(pixels, self.image_size), target
+        return self._target(index, rows, self._fractions(index, rows), self.image_size, masks)
 
     def _augmented(self, key: SampleKey, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
         size = key.size or self.image_size
@@ -118,8 +122,6 @@ class CocoDetection(Dataset):
         view = recipe.draw_view(generator, height, width)
         # cutting and resizing are one step, so only as many pixels as the result has need to be decoded
         pixels = self._read(key.index, min_size=_shown_at(view, size))
-        if pixels is None:
-            return self._blank(key.index, size)
         view = view.snapped(*pixels.shape[-2:])
         image = normalize(recipe.change_colours(generator, to_float(_show(pixels, view, size))))
 
@@ -134,8 +136,6 @@ class CocoDetection(Dataset):
         """Apply one's own transforms to the picture at its full size, then resize."""
         index, size = key.index, key.size or self.image_size
         pixels = self._read(index)
-        if pixels is None:
-            return self._blank(index, size)
         rows = self._rows(index)
         height, width = self._size(index)
         masks = self._masks(index, rows, (height, width), lambda encoded: draw(encoded, height, width))
@@ -152,11 +152,15 @@ class CocoDetection(Dataset):
             target["masks"] = F.resize(sample.masks, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
         return preprocess(pixels, size), target
 
-    def _blank(self, index: int, size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = self._rows(index)[:0]
-        masks = self._masks(index, rows, size, lambda encoded: np.zeros(size, dtype=bool))
-        image = normalize(to_float(torch.full((3, *size), GREY, dtype=torch.uint8)))
-        return image, self._target(index, rows, np.zeros((0, 4)), size, masks)
+    def _blank(self, key: SampleKey | int, message: str) -> tuple[Tensor, dict[str, Tensor | str]]:
+        """Make the sample in place of one whose picture is bad."""
+        if isinstance(key, SampleKey):
+            size = key.size or self.image_size
+            masks = torch.zeros(0, *size, dtype=torch.bool) if self.with_masks else None
+            target = self._target(key.index, self._rows(key.index)[:0], np.zeros((0, 4)), size, masks)
+        else:
+            size, target = self.image_size, self._plain_target(range(len(self))[key])
+        return normalize(to_float(torch.full((3, *size), GREY, dtype=torch.uint8))), {**target, "bad_image": message}
 
     def _target(
         self, index: int, rows: np.ndarray, boxes: np.ndarray, size: tuple[int, int], masks: Tensor | None
@@ -190,18 +194,9 @@ class CocoDetection(Dataset):
                                  f"segmentation: {error}; correct the file, or export the data set again") from None
         return masks
 
-    def _read(self, index: int, min_size: tuple[int, int] | None = None) -> Tensor | None:
-        """Decode the picture; None where it cannot be read and a blank one may stand in."""
-        try:
-            return read_image(self.image_path(index), annotated_size=self._size(index), min_size=min_size,
-                              file=self._annotations.image_file(index))
-        except InputError as error:
-            if self.on_bad_image == "error":
-                raise
-            if index not in self._complained:
-                self._complained.add(index)
-                logger.warning("%s; a blank image takes its place", error)
-            return None
+    def _read(self, index: int, min_size: tuple[int, int] | None = None) -> Tensor:
+        return read_image(self.image_path(index), annotated_size=self._size(index), min_size=min_size,
+                          file=self._annotations.image_file(index), exif=self.exif)
 
     def _rows(self, index: int) -> np.ndarray:
         return np.arange(self._annotations.offsets[index], self._annotations.offsets[index + 1])
@@ -219,12 +214,15 @@ class CocoDetection(Dataset):
 def _shown_at(view: View, size: tuple[int, int]) -> tuple[int, int]:
     """Return the (h, w) that the whole picture has where the view has `size`."""
     width, height = view.extent
+    size = view.size_before_turn(size)
     return math.ceil(size[0] / height), math.ceil(size[1] / width)
 
 
 def _show(pixels: Tensor, view: View, size: tuple[int, int]) -> Tensor:
-    """Cut the view out of a picture (3, h, w) uint8, resize it to (H, W), and mirror it."""
+    """Cut the view out of a picture (3, h, w) uint8, resize it to (H, W), turn and mirror it."""
     top, left, bottom, right = view.pixels(*pixels.shape[-2:])
-    shown = resize(pixels[:, top:bottom, left:right], size)
+    shown = resize(pixels[:, top:bottom, left:right], view.size_before_turn(size))
+    if view.transpose:
+        shown = shown.mT
     mirrored = [dim for dim, flip in ((1, view.vflip), (2, view.hflip)) if flip]
     return shown.flip(mirrored) if mirrored else shown

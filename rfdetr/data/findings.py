@@ -4,7 +4,7 @@ Readers and the data set check add to a `Findings`; training refuses the errors 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -62,11 +62,11 @@ class Findings:
         order = ("error", "warning", "info")
         return iter(sorted(self._found.values(), key=lambda finding: order.index(finding.kind.severity)))
 
-    def refuse_errors(self, source: object) -> None:
-        """Raise for the errors, all in one message; log the warnings."""
-        errors = [str(finding) for finding in self if finding.kind.severity == "error"]
+    def refuse_errors(self, source: object, *, but: Collection[str] = ()) -> None:
+        """Raise for the errors, all in one message; log the warnings, and the errors named in `but`."""
+        errors = [str(finding) for finding in self if finding.kind.severity == "error" and finding.name not in but]
         for finding in self:
-            if finding.kind.severity == "warning":
+            if finding.kind.severity == "warning" or finding.name in but:
                 logger.warning("%s: %s", source, finding)
         if errors:
             raise InputError("\n  ".join([f"{source}: the data set cannot be trained on as it is:", *errors]))

@@ -3,12 +3,16 @@
 A new format is one more entry of `FORMATS`: a function that finds the splits of a folder, and a reader that returns a `RawSplit`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco import read_coco
+from rfdetr.data.findings import Findings
+from rfdetr.data.objects365 import find_objects365, read_objects365
+from rfdetr.data.shards import find_shards, is_address, list_folder, read_shards
+from rfdetr.data.yolo import find_yolo, read_yolo
 from rfdetr.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -17,8 +21,11 @@ ROBOFLOW_NAMES = {"train": "train", "val": "valid", "test": "test"}
 ROBOFLOW_FILE = "_annotations.coco.json"
 
 
+Paths = Mapping[str, Mapping[str, str]]
+
+
 class Files(NamedTuple):
-    """What makes up one split."""
+    """What makes up one split in COCO's formats."""
 
     annotations: Path
     images: Path  # folder
@@ -27,8 +34,8 @@ class Files(NamedTuple):
 class Format(NamedTuple):
     """How one format is found and read."""
 
-    find: Callable[[Path], dict[str, Files]]  # folder of the data set -> its splits
-    read: Callable[..., RawSplit]  # (annotations, images, with_masks=)
+    find: Callable[..., dict[str, Any]]  # folder (or address) -> its splits; what a split is, only `read` needs to know
+    read: Callable[..., RawSplit]  # (that, with_masks=, findings=)
     looks_like: str  # for messages
 
 
@@ -49,9 +56,18 @@ def _find_roboflow(folder: Path) -> dict[str, Files]:
     return {split: file for split, file in files.items() if file.annotations.is_file()}
 
 
+def _read_coco(files: Files, *, with_masks: bool, findings: Findings) -> RawSplit:
+    if not files.images.is_dir():
+        raise InputError(f"{files.images}: there is no such folder; the images of {files.annotations} must be in it")
+    return read_coco(files.annotations, files.images, with_masks=with_masks, findings=findings)
+
+
 FORMATS = {
-    "coco": Format(_find_coco, read_coco, "annotations/instances_train2017.json and train2017/, the same with val2017"),
-    "roboflow": Format(_find_roboflow, read_coco, f"train/{ROBOFLOW_FILE}, valid/{ROBOFLOW_FILE}, images beside them"),
+    "coco": Format(_find_coco, _read_coco, "annotations/instances_train2017.json and train2017/, the same with val2017"),
+    "roboflow": Format(_find_roboflow, _read_coco, f"train/{ROBOFLOW_FILE}, valid/{ROBOFLOW_FILE}, images beside them"),
+    "yolo": Format(find_yolo, read_yolo, "data.yaml with names and the paths of train, val and test"),
+    "objects365": Format(find_objects365, read_objects365, "zhiyuan_objv2_train.json and train/patch0/, the same with val"),
+    "shards": Format(find_shards, read_shards, "train-000000.tar, ... and train.json, the same with val (tools/pack_shards.py)"),
 }
 
 
@@ -61,10 +77,15 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
     Raises:
         InputError: there is no such folder, or nothing in it that a format could be known by.
     """
-    folder = Path(dataset_dir)
+    folder = _folder(dataset_dir)
     if format != "auto" and format not in FORMATS:
         raise InputError(f"data.format: {format!r} is unknown; it must be auto or one of {', '.join(FORMATS)}")
-    if not folder.is_dir():
+    if is_address(dataset_dir):
+        if format not in ("auto", "shards"):
+            raise InputError(f"{folder}: only shards are read from an address, not data.format {format!r}; "
+                             "copy the data set to a disk, or pack it with tools/pack_shards.py")
+        format = "shards"
+    elif not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder}: {what}; data.dataset_dir must be the folder of the data set")
     names = [format] if format != "auto" else list(FORMATS)
@@ -74,28 +95,65 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
     if found:
         raise InputError(f"{folder}: holds data of more than one format ({', '.join(found)}); choose one with data.format")
     wanted = "; or ".join(f"{name}: {FORMATS[name].looks_like}" for name in names)
-    content = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    content = sorted(list_folder(folder) if is_address(dataset_dir) else
+                     [entry.name + "/" * entry.is_dir() for entry in folder.iterdir()])
     raise InputError(f"{folder}: no data set found. Expected {wanted}. The folder holds: {', '.join(content[:10]) or 'nothing'}")
 
 
-def available_splits(dataset_dir: str | Path, format: str = "auto") -> tuple[str, ...]:
-    """Return which of train, val and test a data set has."""
-    return tuple(FORMATS[detect_format(dataset_dir, format)].find(Path(dataset_dir)))
+def available_splits(dataset_dir: str | Path, format: str = "auto", paths: Paths | None = None) -> tuple[str, ...]:
+    """Return which of train, val and test a data set has; the arguments are those of `read_split`."""
+    return tuple(_find_splits(dataset_dir, format, paths)[1])
 
 
-def read_split(dataset_dir: str | Path, split: str, *, format: str = "auto", with_masks: bool = False) -> RawSplit:
+def read_split(
+    dataset_dir: str | Path,
+    split: str,
+    *,
+    format: str = "auto",
+    paths: Paths | None = None,
+    with_masks: bool = False,
+    findings: Findings | None = None,
+) -> RawSplit:
     """Read one split of a data set.
+
+    Args:
+        paths: where a COCO data set of a layout of one's own has its splits, {split: {"annotations": file, "images": folder}},
+            relative to `dataset_dir`.
+        findings: gets what is wrong with single entries, which are left out; without it they are refused, all in one message.
 
     Raises:
         InputError: there is no such split (another one is never taken for it), or its files are wrong.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is unknown; it must be one of {', '.join(SPLITS)}")
-    found_format = FORMATS[detect_format(dataset_dir, format)]
-    found = found_format.find(Path(dataset_dir))
+    found_format, found = _find_splits(dataset_dir, format, paths)
     if split not in found:
         raise InputError(f"{dataset_dir}: has no {split} split (found: {', '.join(found)}); expected {found_format.looks_like}")
-    files = found[split]
-    if not files.images.is_dir():
-        raise InputError(f"{files.images}: there is no such folder; the images of {files.annotations} must be in it")
-    return found_format.read(files.annotations, files.images, with_masks=with_masks)
+    collected = Findings() if findings is None else findings
+    collected.split = split
+    raw = found_format.read(found[split], with_masks=with_masks, findings=collected)
+    if findings is None:
+        collected.refuse_errors(raw.source)
+    return raw
+
+
+def _find_splits(dataset_dir: str | Path, format: str, paths: Paths | None) -> tuple[Format, dict[str, Any]]:
+    if paths is None:
+        found_format = FORMATS[detect_format(dataset_dir, format)]
+        return found_format, found_format.find(_folder(dataset_dir))
+    if format not in ("auto", "coco") or is_address(dataset_dir):
+        raise InputError(f"data.splits: names files of a COCO data set on disk, not of format {format!r} at {dataset_dir}; "
+                         "leave one of data.splits and data.format out")
+    return FORMATS["coco"], {split: _given_files(Path(dataset_dir), split, given) for split, given in paths.items()}
+
+
+def _given_files(folder: Path, split: str, given: Mapping[str, str]) -> Files:
+    if split not in SPLITS or not isinstance(given, Mapping) or set(given) != set(Files._fields):
+        raise InputError(f"data.splits: {split}: {given} is not possible; it must give for {', '.join(SPLITS)} (or some of them) "
+                         "the two paths annotations (a JSON file) and images (a folder)")
+    return Files(folder / given["annotations"], folder / given["images"])
+
+
+def _folder(dataset_dir: str | Path) -> Path | str:
+    """Return the path of a data set; an address stays a string, since a path would lose one of its slashes."""
+    return str(dataset_dir).rstrip("/") if is_address(dataset_dir) else Path(dataset_dir)

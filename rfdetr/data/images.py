@@ -1,10 +1,12 @@
 """Image files into RGB pixels, and RGB pixels into what the model takes.
 
-Orientation: cameras store a picture as the sensor sees it and say in EXIF how to turn it. With an annotated size, the picture
-is used as stored if it has that size, and turned if only then it has it; the boxes are in the coordinates of that size. Without
-one (prediction) it is turned, as every viewer does.
+Orientation: cameras store a picture as the sensor sees it and say in EXIF how to turn it. It is turned, as every viewer does, in
+training, evaluation and prediction alike, and boxes are in the coordinates of the turned picture. Only where the annotated size
+is that of the stored picture and not of the turned one were its boxes made without turning; then it is left as it is stored.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,9 +21,14 @@ from rfdetr.errors import InputError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow raises for bad files
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap the sides
 
 _MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
 _STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+
+class ImageError(InputError):
+    """A picture that cannot be read or must not be used, which `data.on_bad_image` may skip."""
 
 
 def read_image(
@@ -30,6 +37,7 @@ def read_image(
     annotated_size: tuple[int, int] | None = None,
     min_size: tuple[int, int] | None = None,
     file: Path | BinaryIO | None = None,
+    exif: str = "apply",
 ) -> Tensor:
     """Decode an image file to RGB, (3, h, w) uint8 (a view of pixel-interleaved memory).
 
@@ -38,25 +46,53 @@ def read_image(
         min_size: a JPEG much larger than this (h, w) is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, but never
             smaller than it.
         file: where the bytes come from, if that is not the path (which messages name).
+        exif: "apply" the orientation, or "refuse" a picture that has one.
 
     Raises:
-        InputError: the file is missing, does not decode, or has another size.
+        ImageError: the file is missing, does not decode, has another size, or an orientation that is refused.
     """
+    with _opened(path, file) as image:
+        orientation = _orientation(image)
+        if exif == "refuse" and orientation != 1:
+            raise ImageError(f"{path}: its EXIF data says that it has to be turned (orientation {orientation}), which data.exif "
+                             "refuses; store it upright and check its boxes, or choose apply")
+        if image.format == "TIFF":
+            image.load()  # Pillow turns these itself
+            orientation = _orientation(image)
+        turned = _is_turned(image, orientation, annotated_size, path)
+        if min_size is not None:
+            image.draft(None, min_size if turned and orientation in SIDEWAYS else min_size[::-1])  # w, h; only JPEG follows it
+        return _to_tensor(ImageOps.exif_transpose(image) if turned else image)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return the (h, w) of a picture as viewers show it, from the beginning of its file.
+
+    Raises:
+        ImageError: the file is missing, or no image.
+    """
+    with _opened(path) as image:
+        if image.format == "TIFF" and _orientation(image) != 1:
+            image.load()  # Pillow turns these itself, some versions not before
+        sideways = _orientation(image, decode=False) in SIDEWAYS
+        return (image.width, image.height) if sideways else (image.height, image.width)
+
+
+@contextmanager
+def _opened(path: Path, file: Path | BinaryIO | None = None) -> Iterator[Image.Image]:
+    """Open a picture and say in plain words what is wrong with it."""
     try:
         with Image.open(file or path) as image:
-            turned = _is_turned(image, annotated_size, path)
-            if min_size is not None:
-                image.draft(None, min_size if turned else min_size[::-1])  # takes w, h; only JPEG follows it
-            return _to_tensor(ImageOps.exif_transpose(image) if turned else image)
+            yield image
     except InputError:
         raise
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such image file; put it there, or take it out of the annotations") from None
+        raise ImageError(f"{path}: there is no such image file; put it there, or take it out of the annotations") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: this is not an image that can be read; replace the file, or take it out of the annotations"
+        raise ImageError(f"{path}: this is not an image that can be read; replace the file, or take it out of the annotations"
                          ) from None
     except UNREADABLE as error:
-        raise InputError(f"{path}: the image cannot be decoded ({error}); replace the file, or take it out of the annotations"
+        raise ImageError(f"{path}: the image cannot be decoded ({error}); replace the file, or take it out of the annotations"
                          ) from None
 
 
@@ -115,14 +151,21 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
-def _is_turned(image: Image.Image, annotated_size: tuple[int, int] | None, path: Path) -> bool:
-    """Tell whether EXIF's orientation has to be applied."""
+def _orientation(image: Image.Image, *, decode: bool = True) -> int:
+    """Return EXIF's orientation, 1 (upright) to 8."""
+    if not decode and image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode all of it to see whether EXIF data comes last
+    orientation = image.getexif().get(0x0112, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _is_turned(image: Image.Image, orientation: int, annotated_size: tuple[int, int] | None, path: Path) -> bool:
+    """Tell whether the orientation has to be applied."""
     stored = image.height, image.width
-    if annotated_size is None:
-        return image.getexif().get(0x0112, 1) != 1
-    if stored == annotated_size:
+    upright = stored[::-1] if orientation in SIDEWAYS else stored
+    if annotated_size in (None, upright):
+        return orientation != 1
+    if annotated_size == stored:
         return False
-    if stored[::-1] == annotated_size and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # those that swap the sides
-        return True
-    raise InputError(f"{path}: the image is {stored[1]} x {stored[0]} pixels (w x h), but its annotations are for "
+    raise ImageError(f"{path}: the image is {upright[1]} x {upright[0]} pixels (w x h), but its annotations are for "
                      f"{annotated_size[1]} x {annotated_size[0]}; export the data set again, or correct width and height")

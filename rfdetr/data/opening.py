@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rfdetr.data.annotations import RawSplit, clean, describe
+from rfdetr.data.cache import read_files
 from rfdetr.data.dataset import CocoDetection
-from rfdetr.data.formats import available_splits, read_split
+from rfdetr.data.findings import Findings
+from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import RECIPES, Recipe, find_recipe
 from rfdetr.data.transforms import make_transforms
@@ -24,25 +27,32 @@ def open_dataset(
     image_size: tuple[int, int],
     training: bool,
     format: str = "auto",
+    paths: Paths | None = None,
     label_map: LabelMap | str | None = None,
     with_masks: bool = False,
     augment: str | Sequence[Callable | dict] = "default",
-    on_bad_image: str = "error",
+    on_bad_image: str = "fail",
+    exif: str = "apply",
+    cache: str = "none",
 ) -> CocoDetection:
     """Read one split and say in one log line what it holds.
 
     Args:
         split: "train", "val" or "test"; one that does not exist is an error, never replaced by another.
         image_size: (H, W) of the samples, unless a sample's key says otherwise.
+        paths: files of a COCO data set that is laid out differently (formats.read_split).
         training: leave crowd regions out and apply `augment`; otherwise crowds stay, marked as such.
         label_map: that of the training split or of a checkpoint; None makes it from the train split; "coco" keeps category
             ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
-        on_bad_image: see `CocoDetection`.
+        on_bad_image, exif: see `CocoDetection`.
+        cache: "ram" keeps the files of all images in memory.
     """
-    raw = read_split(dataset_dir, split, format=format, with_masks=with_masks)
+    findings = Findings()
+    raw = read_split(dataset_dir, split, format=format, paths=paths, with_masks=with_masks, findings=findings)
+    findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
     if not isinstance(label_map, LabelMap):
-        train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format)
+        train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format, paths)
         label_map = _make_label_map(train, label_map)
     _check_names(raw, label_map)
     annotations, report = clean(raw, label_map, drop_crowds=training)
@@ -52,14 +62,19 @@ def open_dataset(
     recipe = _augmentation(augment) if training else RECIPES["none"]
     is_dirty = any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "without_mask"))
     log = logger.warning if is_dirty else logger.info
-    log("%s split: %s (%s)", split, describe(report), raw.source)
+    found_format = detect_format(dataset_dir, format) if paths is None else "coco"
+    log("%s split: %s (%s, format %s)", split, describe(report), raw.source, found_format)
+    if cache == "ram":
+        annotations = replace(annotations, file_contents=read_files(annotations))
     return CocoDetection(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
-                         on_bad_image=on_bad_image)
+                         on_bad_image=on_bad_image, exif=exif)
 
 
-def read_label_map(dataset_dir: str | Path, *, format: str = "auto", label_map: str | None = None) -> LabelMap:
+def read_label_map(
+    dataset_dir: str | Path, *, format: str = "auto", paths: Paths | None = None, label_map: str | None = None
+) -> LabelMap:
     """Make the label map of a data set from its train split."""
-    return _make_label_map(read_split(dataset_dir, "train", format=format), label_map)
+    return _make_label_map(_read_train(dataset_dir, "train", format, paths), label_map)
 
 
 def unseen_classes(train: CocoDetection, other: CocoDetection) -> list[str]:
@@ -72,11 +87,11 @@ def unseen_classes(train: CocoDetection, other: CocoDetection) -> list[str]:
     return unseen
 
 
-def _read_train(dataset_dir: str | Path, split: str, format: str) -> RawSplit:
-    if "train" not in available_splits(dataset_dir, format):
+def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None) -> RawSplit:
+    if "train" not in available_splits(dataset_dir, format, paths):
         raise InputError(f"{dataset_dir}: the label map of the {split} split is made from the train split, and there is none; "
                          "give the label map of the checkpoint")
-    return read_split(dataset_dir, "train", format=format)
+    return read_split(dataset_dir, "train", format=format, paths=paths)
 
 
 def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:
@@ -119,5 +134,5 @@ def _augmentation(augment: str | Sequence[Callable | dict]) -> Recipe | Callable
     if not isinstance(augment, str):
         return make_transforms(augment)
     recipe = find_recipe(augment)
-    logger.info("augmentation: recipe %s, version %d", recipe.name, recipe.version)
+    logger.info("augmentation: recipe %s, version %d (%s)", recipe.name, recipe.version, recipe.purpose)
     return recipe

@@ -19,13 +19,18 @@ def encode(segmentation: list | dict | None) -> bytes:
     return pickle.dumps(segmentation, protocol=5) if segmentation else b""
 
 
+def decode(encoded: bytes) -> list | dict:
+    """Return a segmentation as the file had it; no mask gives an empty list."""
+    return pickle.loads(encoded) if encoded else []
+
+
 def draw(encoded: bytes, height: int, width: int) -> np.ndarray:
     """Draw a mask (h, w) bool at the size of its image.
 
     Raises:
         ValueError: this is not a segmentation, or one of another image size.
     """
-    segmentation = pickle.loads(encoded) if encoded else []
+    segmentation = decode(encoded)
     if isinstance(segmentation, dict):
         return _draw_runs(segmentation, height, width)
     return _draw_polygons(_polygons(segmentation), height, width)
@@ -36,10 +41,11 @@ def draw_view(encoded: bytes, height: int, width: int, view: View, size: tuple[i
 
     Polygons are moved first and drawn once, so that the full picture is never needed; run lengths are sampled (nearest).
     """
-    segmentation = pickle.loads(encoded) if encoded else []
+    segmentation = decode(encoded)
     if isinstance(segmentation, dict):
         rows, columns = view.nearest_pixels((height, width), size)
-        return np.ascontiguousarray(_draw_runs(segmentation, height, width)[rows][:, columns])
+        shown = _draw_runs(segmentation, height, width)[rows][:, columns]
+        return np.ascontiguousarray(shown.T if view.transpose else shown)
     moved = [view.move_points(polygon / (width, height)) * (size[1], size[0]) for polygon in _polygons(segmentation)]
     return _draw_polygons(moved, *size)
 

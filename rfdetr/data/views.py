@@ -10,7 +10,7 @@ import numpy as np
 
 
 class View(NamedTuple):
-    """A rectangle of the picture, then mirrored."""
+    """A rectangle of the picture, then turned over its diagonal, then mirrored; these make all rotations by right angles."""
 
     left: float = 0.0
     top: float = 0.0
@@ -18,6 +18,7 @@ class View(NamedTuple):
     bottom: float = 1.0
     hflip: bool = False
     vflip: bool = False
+    transpose: bool = False
 
     @property
     def corner(self) -> np.ndarray:
@@ -40,7 +41,7 @@ class View(NamedTuple):
 
     def move_points(self, points: np.ndarray) -> np.ndarray:
         """Move points (n, 2) x, y from fractions of the picture to fractions of the view; they may lie outside."""
-        moved = (points - self.corner) / self.extent
+        moved = self._turn((points - self.corner) / self.extent)
         return np.where([self.hflip, self.vflip], 1.0 - moved, moved)
 
     def move_boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,19 +56,33 @@ class View(NamedTuple):
         moved = (boxes.reshape(-1, 2, 2) - self.corner) / self.extent
         cut = moved.clip(0.0, 1.0)
         visible = (cut[:, 1] - cut[:, 0]).prod(axis=1) / (moved[:, 1] - moved[:, 0]).prod(axis=1)
+        cut = self._turn(cut)
         flips = [self.hflip, self.vflip]
         first, second = np.where(flips, 1.0 - cut[:, 1], cut[:, 0]), np.where(flips, 1.0 - cut[:, 0], cut[:, 1])
         return np.concatenate([first, second], axis=1), visible
 
     def nearest_pixels(self, picture: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows and columns of a picture (h, w) that the pixels of the view resized to (H, W) are nearest to."""
+        """Return the rows and columns of a picture (h, w) that the pixels of the view resized to (H, W) are nearest to.
+
+        With `transpose`, the rows are those that the columns of the result are nearest to, and the other way round.
+        """
         starts, extents, flips = self.corner[::-1], self.extent[::-1], (self.vflip, self.hflip)
+        if self.transpose:
+            size, flips = size[::-1], flips[::-1]
         grids = []
         for start, extent, flip, length, pixels in zip(starts, extents, flips, picture, size):
             centres = (start + extent * (np.arange(pixels) + 0.5) / pixels) * length
             indices = centres.astype(np.int64).clip(0, length - 1)
             grids.append(indices[::-1] if flip else indices)
         return grids[0], grids[1]
+
+    def size_before_turn(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (h, w) that the rectangle is resized to for a result of (H, W)."""
+        return size[::-1] if self.transpose else size
+
+    def _turn(self, points: np.ndarray) -> np.ndarray:
+        """Exchange x and y of points (..., 2) if the view does."""
+        return points[..., ::-1] if self.transpose else points
 
 
 FULL_VIEW = View()

@@ -83,3 +83,20 @@ def test_data_of_other_classes_are_refused(evaluate, tmp_path, write_split):
         write_split(tmp_path / "data" / split, 4, names=("dark", "bright"))
     with pytest.raises(InputError, match="same category ids"):
         evaluate("--data.dataset_dir", str(tmp_path / "data"))
+
+
+def test_averaged_weights_of_a_whole_checkpoint_are_evaluated_on_request(evaluate, finished_run):
+    last = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()][-1]
+    for argv, prefix in (((), "val/"), (("--use_ema",), "val/ema_")):
+        metrics = evaluate(*argv, name="checkpoint.pth")["metrics"]
+        assert metrics["val/mAP_50_95"] == pytest.approx(last[f"{prefix}mAP_50_95"], abs=1e-6)
+    with pytest.raises(InputError, match="no averaged"):
+        evaluate("--use_ema")
+
+
+def test_only_the_resolution_of_the_model_may_be_changed(evaluate):
+    assert evaluate("--model.resolution", "[96, 128]")["metrics"] != evaluate()["metrics"]
+    with pytest.raises(InputError, match="--model.num_queries: the model comes out of the checkpoint"):
+        evaluate("--model.num_queries", "5")
+    with pytest.raises(InputError, match="resolution: .* is not divisible"):
+        evaluate("--model.resolution", "100")

@@ -14,6 +14,7 @@ from command_line import ExitCode, make_parser, parse, run_config
 
 from engine import CheckpointError, load_checkpoint
 from rfdetr.errors import InputError
+from rfdetr.models import RFDETR
 from rfdetr.weights import official_state_dict
 
 TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
@@ -217,3 +218,28 @@ def test_print_config_shows_the_result_and_trains_nothing(config_file, capsys, t
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["train"]["epochs"] == 7
     assert "resume" not in shown
+
+
+def test_rectangular_input_trains_at_several_scales_and_evaluates(start, tmp_path, monkeypatch):
+    """The pictures are square: what is learned from them stretched must be found in them stretched alike."""
+    shapes = set()
+    forward = RFDETR.forward
+
+    def noting_forward(model, samples, targets=None):
+        shapes.add((model.training, *samples.tensors.shape[-2:]))
+        return forward(model, samples, targets)
+
+    monkeypatch.setattr(RFDETR, "forward", noting_forward)
+    assert start("--model.resolution", "[64, 96]", "--data.multi_scale", "true", "--log.plots", "false", "--train.epochs",
+                 "10", "--eval.every_epochs", "5") == ExitCode.DONE
+    sizes = {shape[1:] for shape in shapes if shape[0]}
+    assert len(sizes) > 2 and all(width == round(height * 1.5 / 16) * 16 for height, width in sizes)
+    assert {shape[1:] for shape in shapes if not shape[0]} == {(64, 96)}
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["best"]["metrics"]
+    assert metrics["val/mAP_50"] > 0.1
+
+
+def test_a_segmentation_model_refuses_data_without_masks(start, tmp_path):
+    with pytest.raises(InputError, match="a segmentation model needs masks, but no annotation has a segmentation"):
+        start("--model.variant", "pico_seg")
+    assert not list((tmp_path / "run").glob("*"))

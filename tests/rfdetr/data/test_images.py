@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rfdetr.data import preprocess, read_image
-from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
+from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD, read_size
 from rfdetr.errors import InputError
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "training"
@@ -58,8 +58,38 @@ def test_orientation_follows_the_annotated_size(tmp_path):
     np.testing.assert_array_equal(read_array(path, annotated_size=(30, 40))[..., 0], np.rot90(GRADIENT, -1))
     np.testing.assert_array_equal(read_array(path)[..., 0], np.rot90(GRADIENT, -1))
     write_turned(path, 3)
-    np.testing.assert_array_equal(read_array(path, annotated_size=(40, 30))[..., 0], GRADIENT)
-    np.testing.assert_array_equal(read_array(path)[..., 0], np.rot90(GRADIENT, 2))
+    for annotated_size in ((40, 30), None):  # evaluation and prediction alike
+        np.testing.assert_array_equal(read_array(path, annotated_size=annotated_size)[..., 0], np.rot90(GRADIENT, 2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif"])
+def test_orientation_is_applied_or_refused_and_the_size_follows(tmp_path, orientation, extension):
+    path = tmp_path / f"turned.{extension}"
+    write_turned(path, orientation)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = read_array(path)
+    np.testing.assert_array_equal(pixels, expected)
+    assert read_size(path) == pixels.shape[:2] == ((30, 40) if orientation > 4 else (40, 30))
+    np.testing.assert_array_equal(read_array(path, annotated_size=read_size(path)), pixels)
+    if orientation == 1:
+        np.testing.assert_array_equal(read_array(path, exif="refuse"), pixels)
+    else:
+        with pytest.raises(InputError, match=rf"has to be turned \(orientation {orientation}\), which data.exif refuses"):
+            read_image(path, exif="refuse")
+
+
+@pytest.mark.parametrize("extension, tolerance", [("jpg", 12), ("png", 0), ("webp", 12), ("bmp", 0), ("tif", 0), ("tiff", 0)])
+def test_file_types(tmp_path, write_picture, extension, tolerance):
+    expected = write_picture(tmp_path / "a.png", (40, 30))
+    Image.fromarray(expected).save(tmp_path / f"b.{extension}")
+    assert np.abs(read_array(tmp_path / f"b.{extension}").astype(int) - expected).mean() <= tolerance
+
+
+def test_16_bit_tiff_and_colour(tmp_path):
+    Image.fromarray(GRADIENT.astype(np.uint16) * 257).save(tmp_path / "deep.tif")
+    assert (read_array(tmp_path / "deep.tif") == GRADIENT[..., None]).all()
 
 
 @pytest.mark.parametrize("size", [(80, 60), (30, 40)])

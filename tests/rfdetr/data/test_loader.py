@@ -24,8 +24,9 @@ def folder(write_roboflow, coco_content):
     return write_roboflow(train=coco_content(12, extension="jpg"), valid=coco_content(5))
 
 
-def make_loader(folder, *, augment="light", with_masks=False, **options):
-    dataset = open_dataset(folder, "train", training=True, image_size=(32, 32), augment=augment, with_masks=with_masks)
+def make_loader(folder, *, augment="light", with_masks=False, on_bad_image="fail", **options):
+    dataset = open_dataset(folder, "train", training=True, image_size=(32, 32), augment=augment, with_masks=with_masks,
+                           on_bad_image=on_bad_image)
     return train_loader(dataset, **{"batch_size": 2, "seed": 3, "num_workers": 0, "sizes": [(32, 32), (32, 48)], **options})
 
 
@@ -58,7 +59,7 @@ def test_same_samples_for_any_number_of_workers_and_main_generator_untouched(fol
     """Epoch by epoch with the same loader, so that persistent workers follow `set_epoch`."""
     state = torch.get_rng_state()
     runs = []
-    for num_workers in (0, 1, 2):
+    for num_workers in (0, 1, 4):
         loader = make_loader(folder, augment=AUGMENT[augment], num_workers=num_workers)
         epochs = []
         for epoch in (0, 1):
@@ -90,6 +91,63 @@ def test_accumulation_and_ranks_give_the_samples_of_one_large_batch(folder):
 def test_spawned_workers(folder):
     expected = list(make_loader(folder))
     assert_same(list(make_loader(folder, num_workers=1, start_method="spawn")), expected)
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_resume_at_any_step_for_any_number_of_workers(folder, num_workers):
+    expected = list(make_loader(folder))
+    loader = make_loader(folder, num_workers=num_workers, persistent_workers=num_workers > 1, prefetch_factor=3)
+    for start in (0, 1, 3, 5):
+        loader.batch_sampler.set_epoch(0, start_batch=start)
+        assert_same(list(loader), expected[start:])
+
+
+def test_cached_files_give_the_same_samples(folder, caplog):
+    expected = list(make_loader(folder))
+    dataset = open_dataset(folder, "train", training=True, image_size=(32, 32), augment="light", cache="ram")
+    for path in (folder / "train").glob("*.jpg"):
+        path.unlink()
+    for num_workers in (0, 2):
+        loader = train_loader(dataset, batch_size=2, seed=3, num_workers=num_workers, sizes=[(32, 32), (32, 48)])
+        assert_same(list(loader), expected)
+
+
+def test_bad_images_are_left_out_named_once_and_counted(folder, caplog):
+    paths = [folder / "train" / f"picture_{i}.jpg" for i in (2, 7)]
+    expected = list(make_loader(folder))
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:300])
+    for num_workers in (0, 2):
+        caplog.clear()
+        loader = make_loader(folder, num_workers=num_workers, on_bad_image="skip")
+        for epoch in (0, 1):
+            loader.batch_sampler.set_epoch(epoch)
+            made = list(loader)
+            assert sum(len(targets) for _, targets in made) == 10 and loader.num_bad_images == 2 * (epoch + 1)
+            assert not {12, 17} & {target["image_id"].item() for _, targets in made for target in targets}
+        messages = [record.getMessage() for record in caplog.records if "left out of its batches" in record.getMessage()]
+        assert len(messages) == 2 and all(sum(str(path) in message for message in messages) == 1 for path in paths)
+        loader.batch_sampler.set_epoch(0)
+        for (_, targets), (_, whole) in zip(loader, expected):  # the others are where they were
+            ids = [target["image_id"].item() for target in whole]
+            assert [target["image_id"].item() for target in targets] == [id_ for id_ in ids if id_ not in (12, 17)]
+
+
+def test_batch_of_bad_images_is_one_blank_image(folder):
+    for path in (folder / "train").glob("*.jpg"):
+        path.unlink()
+    for samples, targets in make_loader(folder, on_bad_image="skip", with_masks=True):
+        assert len(samples.tensors) == len(targets) == 1 and targets[0]["boxes"].shape == (0, 4)
+        assert targets[0]["masks"].shape == (0, *samples.tensors.shape[-2:])
+
+
+def test_bad_images_of_an_evaluation_keep_their_objects(folder, caplog):
+    (folder / "valid" / "picture_2.png").unlink()
+    dataset = open_dataset(folder, "val", training=False, image_size=(32, 32), on_bad_image="skip")
+    loader = eval_loader(dataset, batch_size=2, num_workers=1)
+    targets = [target for _, batch in loader for target in batch]
+    assert [len(target["boxes"]) for target in targets] == [0, 2, 2, 0, 1] and loader.num_bad_images == 1
+    assert "its objects as missed" in caplog.text
 
 
 def test_evaluation_covers_each_image_once(folder):
@@ -135,3 +193,24 @@ def test_collate_golden(case):
     assert (~samples.mask).sum(dim=(1, 2)).tolist() == case["valid_pixels"]
     assert samples.tensors.sum(dim=(1, 2, 3)).tolist() == case["image_sums"]
     assert samples.has_padding == (not case["no_padding"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_memory_of_workers_does_not_grow(write_roboflow, coco_content, start_method):
+    """Private memory of four workers, after each of six epochs; the first is for warming up."""
+    folder = write_roboflow(train=coco_content(64, size=(240, 320), extension="jpg"))
+    loader = make_loader(folder, num_workers=4, with_masks=True, start_method=start_method)
+    sizes = []
+    for epoch in range(6):
+        loader.batch_sampler.set_epoch(epoch)
+        for _ in loader:
+            pass
+        workers = loader._iterator._workers
+        sizes.append(sum(_private_memory(worker.pid) for worker in workers))
+    assert sizes[-1] < 1.05 * sizes[1], sizes
+
+
+def _private_memory(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Private_"))

@@ -154,18 +154,18 @@ BAD_CONTENT = {
     "list of numbers": (lambda c: c.update(annotations=[1, 2]), "'annotations' must be a list of objects"),
     "no images": (lambda c: c.update(images=[], annotations=[]), "lists no images"),
     "no categories": (lambda c: c.update(categories=[]), "lists no categories"),
-    "no width": (lambda c: c["images"][1].pop("width"), "entry of images with id 11 has no 'width'"),
+    "no width": (lambda c: c["images"][1].pop("width"), "1 image entries without .*entry of images with id 11 has no 'width'"),
     "no file name": (lambda c: c["images"][0].pop("file_name"), "entry of images with id 10 has no 'file_name'"),
     "no image id": (lambda c: c["images"][2].pop("id"), "entry 2 of images has no 'id'"),
-    "height 0": (lambda c: c["images"][1].update(height=0), r"images with id 11 has the size \(h, w\) \[0, 80\]"),
-    "image id twice": (lambda c: c["images"][1].update(id=10), r"image id 10 is used 2 times \(picture_0.png, picture_1.png\)"),
-    "category twice": (lambda c: c["categories"][1].update(id=3), "category id 3 is used more than once"),
+    "height 0": (lambda c: c["images"][1].update(height=0), "entry of images with id 11 has 'height' 0"),
+    "image id twice": (lambda c: c["images"][1].update(id=10), r"images with id 10 \(picture_1.png\)"),
+    "category twice": (lambda c: c["categories"][1].update(id=3), r"categories with id 3 \('dog'\)"),
     "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations with id 0 has no 'bbox'"),
-    "three numbers": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"has 'bbox' \[1, 2, 3\], but it must be four"),
-    "text for a number": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "x"]), "must be four numbers"),
-    "text for an id": (lambda c: c["annotations"][1].update(image_id="x1"), "'image_id' 'x1', which is not a whole number"),
-    "unknown category": (lambda c: c["annotations"][1].update(category_id=5), "with id 1 has 'category_id' 5, but .*3, 7"),
-    "unknown image": (lambda c: c["annotations"][1].update(image_id=99), "annotations with id 1 has 'image_id' 99, but no image"),
+    "three numbers": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"four numbers.*with id 1 has 'bbox' \[1, 2, 3\]"),
+    "text for a number": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "x"]), r"has 'bbox' \[1, 2, 3, 'x'\]"),
+    "text for an id": (lambda c: c["annotations"][1].update(image_id="x1"), "with id 1 has 'image_id' x1"),
+    "unknown category": (lambda c: c["annotations"][1].update(category_id=5), "does not list .*with id 1 has 'category_id' 5"),
+    "unknown image": (lambda c: c["annotations"][1].update(image_id=99), "does not list .*with id 1 has 'image_id' 99"),
     "no boxes": (lambda c: c.update(annotations=c["annotations"][-1:]), "train split has no boxes to learn from .*1 crowd"),
 }
 
@@ -179,7 +179,7 @@ def test_wrong_content_is_named(write_roboflow, coco_content, name):
     (folder / "train" / "_annotations.coco.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=message) as caught:
         open_train(folder)
-    assert "train/_annotations.coco.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert "train/_annotations.coco.json" in str(caught.value) and str(caught.value).count("\n") <= 2
 
 
 @pytest.mark.parametrize("text, message", [
@@ -211,6 +211,58 @@ def test_missing_folders_are_named(write_coco, coco_content, tmp_path):
     shutil.rmtree(folder / "train2017")
     with pytest.raises(InputError, match="train2017: there is no such folder; the images of"):
         open_train(folder)
+
+
+def test_free_paths_of_coco_files(tmp_path, coco_content, write_picture):
+    for split, number in (("a", 6), ("b", 3)):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        content = coco_content(number)
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        for image in content["images"]:
+            write_picture(tmp_path / "pictures" / split / image["file_name"], (60, 80))
+    paths = {"train": {"annotations": "a.json", "images": "pictures/a"},
+             "val": {"annotations": str(tmp_path / "b.json"), "images": "pictures/b"}}
+    assert available_splits(tmp_path, paths=paths) == ("train", "val")
+    train, val = open_train(tmp_path, paths=paths), open_val(tmp_path, paths=paths)
+    assert (train.num_images, val.num_images, val.image_path(0)) == (6, 3, tmp_path / "pictures" / "b" / "picture_0.png")
+    assert read_label_map(tmp_path, paths=paths) == train.label_map
+    for wrong, message in (({"valid": paths["val"]}, "valid: .* is not possible; it must give for train, val, test"),
+                           ({"train": {"annotation": "a.json", "images": "x"}}, "the two paths annotations .* and images"),
+                           ({"train": {**paths["train"], "images": "x"}}, "x: there is no such folder; the images of"),
+                           ({"train": {**paths["train"], "annotations": "c.json"}}, "c.json: there is no such annotation file"),
+                           ({"val": paths["val"]}, "has no train split")):
+        with pytest.raises(InputError, match=message):
+            open_train(tmp_path, paths=wrong)
+    with pytest.raises(InputError, match="data.splits: names files of a COCO data set on disk, not of format 'roboflow'"):
+        open_train(tmp_path, paths=paths, format="roboflow")
+
+
+def test_format_is_named_in_the_log(write_roboflow, coco_content, caplog):
+    with caplog.at_level(logging.INFO):
+        open_train(write_roboflow(train=coco_content()))
+    assert "_annotations.coco.json, format roboflow)" in caplog.text
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (1, 2), (3, 70)])
+@pytest.mark.parametrize("is_grouped, root_has_box", [(False, False), (True, False), (True, True)])
+def test_category_sets(write_roboflow, coco_content, ids, is_grouped, root_has_box):
+    """0-based, 1-based and sparse ids, alone and below a root category, which is a class only if it has boxes."""
+    content = coco_content()
+    group = "animal" if is_grouped else "none"
+    content["categories"] = [{"id": id_ + is_grouped, "name": name, "supercategory": group}
+                             for id_, name in zip(ids, ("cat", "dog"))]
+    for row in content["annotations"]:
+        row["category_id"] = ids[(3, 7).index(row["category_id"])] + is_grouped
+    if is_grouped:
+        content["categories"].insert(0, {"id": 0, "name": "animal", "supercategory": "none"})
+    if root_has_box:
+        content["annotations"][0]["category_id"] = 0
+    dataset = open_train(write_roboflow(train=content))
+    shift = int(root_has_box)
+    assert dataset.label_map.names == ["animal", "cat", "dog"][1 - shift:]
+    assert dataset.label_map.category_ids == (*[0] * shift, *(id_ + is_grouped for id_ in ids))
+    assert dataset[2][1]["labels"].tolist() == [shift, shift + 1]
+    assert dataset[1][1]["labels"].tolist() == [0]
 
 
 def test_split_without_boxes_can_be_evaluated_but_is_reported(write_roboflow, coco_content, caplog):

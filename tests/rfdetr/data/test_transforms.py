@@ -37,6 +37,15 @@ def test_boxes_that_leave_the_picture_are_dropped_with_their_labels_and_masks():
     assert len(sample.boxes) == len(sample.labels) == len(sample.masks) <= 1
 
 
+def test_masks_turn_with_their_boxes():
+    masks = torch.zeros(2, 40, 60, dtype=torch.bool)
+    masks[0, 5:25, 5:25], masks[1, 10:40, 30:60] = True, True
+    sample = apply({"class_path": "torchvision.transforms.v2.RandomRotation", "init_args": {"degrees": [90, 90], "expand": True}},
+                   masks=masks)
+    assert torch.equal(sample.pixels, PIXELS.rot90(1, (1, 2))) and torch.equal(sample.masks, masks.rot90(1, (1, 2)))
+    np.testing.assert_allclose(sample.boxes * (40, 60, 40, 60), [[5, 35, 25, 55], [10, 0, 40, 30]], atol=1e-5)
+
+
 def test_no_transform_leaves_all_as_it_is():
     sample = apply()
     assert torch.equal(sample.pixels, PIXELS) and sample.masks is None

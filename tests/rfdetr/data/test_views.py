@@ -87,11 +87,35 @@ def test_short_side_golden(case):
 def test_polygons_and_run_lengths_are_drawn_alike():
     polygon = [30.0, 10.0, 90.0, 10.0, 90.0, 70.0, 30.0, 70.0]
     runs = coco_mask.frPyObjects([polygon], 100, 120)[0]
-    for view in (FULL_VIEW, View(0.1, 0.2, 0.7, 0.9), View(0.3, 0.0, 1.0, 0.6, hflip=True), View(vflip=True, hflip=True)):
+    for view in (FULL_VIEW, View(0.1, 0.2, 0.7, 0.9), View(0.3, 0.0, 1.0, 0.6, hflip=True), View(vflip=True, hflip=True),
+                 View(0.1, 0.0, 0.8, 0.7, transpose=True), View(transpose=True, hflip=True), View(transpose=True, vflip=True)):
         drawn = draw_view(encode([polygon]), 100, 120, view, (50, 64))
         sampled = draw_view(encode(runs), 100, 120, view, (50, 64))
         assert (drawn != sampled).mean() < 0.03 and drawn.sum() > 200
     np.testing.assert_array_equal(draw(encode([polygon]), 100, 120), draw(encode(runs), 100, 120))
+
+
+@pytest.mark.parametrize("view, turn", [
+    (View(transpose=True), lambda array: array.T),
+    (View(transpose=True, hflip=True), lambda array: np.rot90(array, -1)),
+    (View(transpose=True, vflip=True), np.rot90),
+    (View(hflip=True, vflip=True), lambda array: np.rot90(array, 2)),
+    (View(transpose=True, hflip=True, vflip=True), lambda array: np.rot90(array.T, 2)),
+])
+def test_right_angles(view, turn):
+    """Masks, boxes and points against the same turn of an array."""
+    mask = np.zeros((30, 40), dtype=np.uint8, order="F")
+    mask[4:10, 5:25] = 1
+    turned = draw_view(encode(coco_mask.encode(mask)), 30, 40, view, view.size_before_turn((30, 40)))
+    np.testing.assert_array_equal(turned, turn(mask))
+    height, width = turned.shape
+    rows, columns = np.nonzero(turned)
+    expected = [columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height]
+    boxes, visible = view.move_boxes(np.array([[5, 4, 25, 10]]) / (40, 30, 40, 30))
+    np.testing.assert_allclose(boxes, [expected], atol=1e-9)
+    np.testing.assert_allclose(visible, 1)
+    corner = view.move_points(np.array([[5 / 40, 4 / 30]]))[0]
+    assert np.isclose(corner[0], expected[0::2]).any() and np.isclose(corner[1], expected[1::2]).any()
 
 
 def test_visible_share():

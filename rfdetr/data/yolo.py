@@ -1,0 +1,262 @@
+"""Read YOLO data sets: data.yaml, folders or lists of images, and a text file with the objects of each image.
+
+The labels of `.../images/x.jpg` are in `.../labels/x.txt`, or else beside the image. Category ids are YOLO's class ids; image ids
+count from 0 in the order of the file names. Coordinates refer to the picture as viewers show it, with its EXIF orientation.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from rfdetr.data.annotations import RawSplit
+from rfdetr.data.findings import Findings, Kind
+from rfdetr.data.images import ImageError, read_size
+from rfdetr.data.label_map import Category
+from rfdetr.data.segmentations import encode
+from rfdetr.data.yolo_labels import LabelFile, Labels, parse_labels
+from rfdetr.errors import InputError
+
+DATA_FILES = ("data.yaml", "data.yml")
+SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+CHUNK = 4096  # images read at once, so that the text of all labels is never in memory
+UNKNOWN_SIZE = (640, 640)  # of a picture whose header cannot be read
+
+KINDS = {
+    "split_path_missing": Kind("error", "files", "paths of a split that do not exist", "correct data.yaml"),
+    "image_missing": Kind("error", "files", "listed images that do not exist", "correct the list, or put the images there"),
+    "no_image_size": Kind("error", "files", "images whose size cannot be read", "replace them, or remove them and their labels"),
+    "no_labels": Kind("error", "files", "folders of images without a single label file",
+                      "put the labels of images/x.jpg into labels/x.txt, or beside the image"),
+    "background_image": Kind("info", "files", "images without a label file, taken as images without objects",
+                             "nothing to do if they show no objects"),
+    "label_without_image": Kind("warning", "files", "label files without an image", "add the images, or remove the files"),
+    "label_name_case": Kind("error", "files", "label files whose name differs from the image's in upper and lower case only",
+                            "rename them, since on most systems they do not belong together"),
+    "names_count": Kind("error", "classes", "contradictions between nc and names", "make both of data.yaml agree"),
+    "class_without_name": Kind("warning", "classes", "classes without a name", "name them in data.yaml"),
+}
+
+
+class YoloSplit(NamedTuple):
+    """What data.yaml says of one split."""
+
+    data_file: Path
+    sources: tuple[Path, ...]  # folders of images, and text files that list images
+    missing: tuple[str, ...]  # what points nowhere, with the places that were looked at
+    places: tuple[Path, ...]  # what relative paths may be relative to
+
+
+def find_yolo(folder: Path) -> dict[str, YoloSplit]:
+    """Return the splits of a folder with a data.yaml; a path that does not exist stays, to be refused when it is read."""
+    data_file = next((folder / name for name in DATA_FILES if (folder / name).is_file()), None)
+    content = {} if data_file is None else _read_data_file(data_file)
+    if "names" not in content and "nc" not in content:
+        return {}
+    named = {split: [key for key in keys if content.get(key)] for split, keys in SPLIT_KEYS.items()}
+    if any(named.values()):
+        return {split: _locate(data_file, content, keys[0]) for split, keys in named.items() if keys}
+    usual = {split: [folder / key / "images" for key in keys if (folder / key / "images").is_dir()]
+             for split, keys in SPLIT_KEYS.items()}
+    return {split: YoloSplit(data_file, (found[0],), (), (folder,)) for split, found in usual.items() if found}
+
+
+def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings) -> RawSplit:
+    """Read the images and labels of a split.
+
+    Raises:
+        InputError: data.yaml cannot be used, or there are no images.
+    """
+    if split.missing and not split.sources:
+        raise InputError(f"{split.data_file}: {'; '.join(split.missing)}; correct data.yaml, or put the images there")
+    findings.add("split_path_missing", KINDS["split_path_missing"], split.missing)
+    categories = _read_categories(split.data_file, findings)
+    folder = split.data_file.parent
+    images = sorted({image for source in split.sources for image in _images_of(source, split.places, findings)})
+    if not images:
+        listed = ", ".join(map(str, split.sources))
+        raise InputError(f"{listed}: no images found; they must be {', '.join(IMAGE_SUFFIXES)} files")
+    labels = _match_labels(images, folder, findings)
+    sizes, parts = np.empty((len(images), 2), dtype=np.int64), []
+    segmentations: list[bytes] | None = [] if with_masks else None
+    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4)) as pool:
+        for start in range(0, len(images), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(images)))
+            sizes[chunk] = _sizes(pool, [images[index] for index in chunk], findings)
+            contents = pool.map(Path.read_bytes, [labels[images[index]] for index in chunk if images[index] in labels])
+            names = [(index, _short(labels[images[index]], folder)) for index in chunk if images[index] in labels]
+            files = [LabelFile(index, name, content) for (index, name), content in zip(names, contents)]
+            found = parse_labels(files, [category.id for category in categories], findings)
+            if segmentations is not None:
+                segmentations += _segmentations(found, sizes)
+            parts.append(found._replace(polygons=[]))
+    image_indices, class_ids, fractions, areas = (np.concatenate(column) for column in list(zip(*parts))[:4])
+    scale = sizes[image_indices][:, ::-1].astype(np.float64)
+    return RawSplit(
+        source=split.data_file, image_root=folder, image_ids=np.arange(len(images)), image_sizes=sizes, categories=categories,
+        file_names=[_short(image, folder) for image in images], image_indices=image_indices, category_ids=class_ids,
+        boxes=fractions * np.tile(scale, 2), areas=areas * scale.prod(axis=1), is_crowd=np.zeros(len(class_ids), dtype=bool),
+        segmentations=segmentations,
+    )
+
+
+def _read_data_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _locate(data_file: Path, content: dict, key: str) -> YoloSplit:
+    """Find the folders and lists that data.yaml names for a split."""
+    folder = data_file.parent
+    root = content.get("path") or "."
+    places = (folder / root, folder) if (folder / root).is_dir() else (folder,)  # often a path of somebody's own machine
+    values = content[key] if isinstance(content[key], list) else [content[key]]
+    sources, missing = [], []
+    for value in values:
+        tried = _candidates(str(value), places)
+        found = next((path for path in tried if path.exists()), None)
+        if found is None:
+            missing.append(f"{key}: {value!r} points nowhere (looked at {', '.join(map(str, tried))})")
+        else:
+            sources.append(found)
+    return YoloSplit(data_file, tuple(sources), tuple(missing), places)
+
+
+def _candidates(value: str, places: tuple[Path, ...]) -> list[Path]:
+    """Where a path of data.yaml may be.
+
+    Roboflow writes paths relative to a folder below that of data.yaml, "../train/images". The data set's own folder is looked at
+    first, so that a neighbour's train/images is never taken for it.
+    """
+    inner = value
+    while inner.startswith("../"):
+        inner = inner[len("../"):]
+    return list(dict.fromkeys(Path(os.path.normpath(place / path)) for path in (inner, value) for place in places))
+
+
+def _read_categories(data_file: Path, findings: Findings) -> list[Category]:
+    content = _read_data_file(data_file)
+    names, count = content.get("names"), content.get("nc")
+    if names is None and isinstance(count, int) and count > 0:
+        names = [None] * count
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names or not all(isinstance(key, int) and key >= 0 for key in names):
+        raise InputError(f"{data_file}: 'names' must be a list of class names, or class ids with their names (0: cat); it is "
+                         f"{str(content.get('names'))[:80]}")
+    if count is not None and count not in (len(names), max(names) + 1):
+        findings.add("names_count", KINDS["names_count"], f"{data_file.name}: nc is {count}, but there are {len(names)} names")
+    nameless = [id_ for id_, name in names.items() if name in (None, "")]
+    findings.add("class_without_name", KINDS["class_without_name"], [f"class {id_}" for id_ in nameless])
+    return [Category(id_, f"class_{id_}" if id_ in nameless else str(name)) for id_, name in sorted(names.items())]
+
+
+def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
+    """Give the images of a folder and all below it, of a list, or the one that this is."""
+    if source.is_dir():
+        for folder, _, names in os.walk(source, followlinks=True):
+            yield from (Path(folder, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    elif source.suffix.lower() == ".txt":
+        yield from _listed_images(source, places, findings)
+    else:
+        yield source
+
+
+def _listed_images(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
+    lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        found = next((path for path in _candidates(line, (source.parent, *places)) if path.is_file()), None)
+        if found is None:
+            findings.add("image_missing", KINDS["image_missing"], f"{source.name}:{number}: {line}")
+        else:
+            yield found
+
+
+def _match_labels(images: list[Path], folder: Path, findings: Findings) -> dict[Path, Path]:
+    """Return the label file of each image that has one, and report files that have no partner."""
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for image in images:
+        by_folder[image.parent].append(image)
+    found, without = {}, []
+    for image_folder, members in by_folder.items():
+        label_folders = [path for path in (_label_folder(image_folder), image_folder) if path.is_dir()]
+        names = {path: set(os.listdir(path)) for path in label_folders}
+        for image in members:
+            name = f"{image.stem}.txt"
+            label_folder = next((path for path in label_folders if name in names[path]), None)
+            if label_folder is None:
+                without.append(image)
+            else:
+                found[image] = label_folder / name
+        _report_orphans(image_folder, names, folder, findings)
+    if not found:
+        looked = [f"{_short(path, folder)} (its labels would be in {_short(_label_folder(path), folder)})" for path in by_folder]
+        findings.add("no_labels", KINDS["no_labels"], looked)
+    else:
+        findings.add("background_image", KINDS["background_image"], [_short(image, folder) for image in without])
+    return found
+
+
+def _label_folder(image_folder: Path) -> Path:
+    """Put "labels" in the place of the last "images" of a path."""
+    parts = list(image_folder.parts)
+    for index in reversed(range(len(parts))):
+        if parts[index] == "images":
+            return Path(*parts[:index], "labels", *parts[index + 1:])
+    return image_folder
+
+
+def _report_orphans(image_folder: Path, names: dict[Path, set[str]], folder: Path, findings: Findings) -> None:
+    """Report the label files that belong to none of a folder's images."""
+    stems = {os.path.splitext(name)[0] for name in os.listdir(image_folder) if name.lower().endswith(IMAGE_SUFFIXES)}
+    folded = {stem.lower() for stem in stems}
+    for label_folder, content in names.items():
+        orphans = sorted(name for name in content if name.endswith(".txt") and name[: -len(".txt")] not in stems)
+        orphans = [name for name in orphans if _is_label_file(label_folder / name)]
+        by_case = [name for name in orphans if name[: -len(".txt")].lower() in folded]
+        others = [name for name in orphans if name not in by_case]
+        for kind, group in (("label_name_case", by_case), ("label_without_image", others)):
+            findings.add(kind, KINDS[kind], [_short(label_folder / name, folder) for name in group])
+
+
+def _is_label_file(path: Path) -> bool:
+    """Tell labels from notes, lists of classes and lists of images."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline().split()
+    return not first or len(first) >= 5 and first[0][0].isdigit()
+
+
+def _sizes(pool: ThreadPoolExecutor, images: list[Path], findings: Findings) -> np.ndarray:
+    """Return the sizes (n, 2) h, w of pictures."""
+    def size_of(image: Path) -> tuple[int, int] | None:
+        try:
+            return read_size(image)
+        except ImageError:
+            return None
+
+    sizes = list(pool.map(size_of, images))
+    unreadable = [str(image) for image, size in zip(images, sizes) if size is None]
+    findings.add("no_image_size", KINDS["no_image_size"], unreadable)
+    return np.array([size or UNKNOWN_SIZE for size in sizes], dtype=np.int64)
+
+
+def _segmentations(labels: Labels, sizes: np.ndarray) -> list[bytes]:
+    scales = sizes[labels.image_indices][:, ::-1]
+    return [encode(None if points is None else [(points * scale).ravel().tolist()])
+            for points, scale in zip(labels.polygons, scales)]
+
+
+def _short(path: Path, folder: Path) -> str:
+    """Name a file relative to the data set's folder if it is below it."""
+    return PurePosixPath(path.relative_to(folder)).as_posix() if path.is_relative_to(folder) else str(path)

@@ -1,0 +1,165 @@
+"""tools/predict.py: from a checkpoint and pictures to COCO's results and drawn pictures."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import predict
+import pytest
+import torch
+from command_line import make_parser, parse, run_config
+from PIL import Image
+
+from rfdetr import build
+from rfdetr.errors import InputError
+from rfdetr.weights import load_weights, model_config_from_checkpoint, read_checkpoint
+
+TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
+
+
+@pytest.fixture
+def run(finished_run, dataset_dir, tmp_path):
+    """Predict on the validation pictures (or others) with the finished run's best weights; return the rows."""
+
+    def start(*argv: str, source: Path = dataset_dir / "valid", name: str = "checkpoint_best_total.pth") -> list[dict]:
+        output = str(tmp_path / "found")
+        assert predict.main(["--checkpoint", str(finished_run / name), "--input", str(source), "--output", output, *argv]) == 0
+        return json.loads((tmp_path / "found" / "predictions.json").read_text())
+
+    return start
+
+
+def evaluated(checkpoint: Path, split: str) -> dict[int, dict]:
+    """Return image id -> results, as evaluation computes them."""
+    content = read_checkpoint(checkpoint)
+    parser = make_parser("test")
+    config, _ = run_config(parser, parse(parser, ["--cfg", str(checkpoint.parent / "config.yaml")]))
+    architecture = model_config_from_checkpoint(content)
+    model = build.build_model(architecture).eval()
+    load_weights(model, content)
+    postprocess = build.build_postprocess(architecture)
+    results = {}
+    for samples, targets in build.build_loader(build.build_dataset(config.data, architecture, split), config.data, architecture):
+        with torch.no_grad():
+            found = postprocess(model(samples), torch.stack([target["orig_size"] for target in targets]))
+        results |= {int(target["image_id"]): result for target, result in zip(targets, found)}
+    return results
+
+
+def test_it_finds_exactly_what_evaluation_finds(run, finished_run):
+    rows = run("--threshold", "0")
+    assert {row["file_name"]: row["image_id"] for row in rows} == {f"{number}.png": number for number in range(8)}
+    for image_id, result in evaluated(finished_run / "checkpoint_best_total.pth", "val").items():
+        kept = result["labels"] < 2  # the spare logit is no class
+        found = [row for row in rows if row["image_id"] == image_id]
+        assert [row["score"] for row in found] == result["scores"][kept].tolist()
+        assert [row["category_id"] for row in found] == (result["labels"][kept] + 1).tolist()
+        corners = result["boxes"][kept].double()
+        assert [row["bbox"] for row in found] == torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
+    assert {row["category_name"] for row in rows} == {"bright", "dark"}
+
+
+def test_pictures_are_drawn_on_and_the_originals_stay(run, dataset_dir, tmp_path):
+    before = {path.name: path.read_bytes() for path in (dataset_dir / "valid").iterdir()}
+    best = max(run("--threshold", "0"), key=lambda row: row["score"])
+    run("--overwrite", "--threshold", str(best["score"] - 1e-6))
+    assert {path.name: path.read_bytes() for path in (dataset_dir / "valid").iterdir()} == before
+    assert len(list((tmp_path / "found" / "images").iterdir())) == 8
+    drawn, original = (np.asarray(Image.open(folder / best["file_name"]))
+                       for folder in (tmp_path / "found" / "images", dataset_dir / "valid"))
+    x, y, w, h = (round(value) for value in best["bbox"])
+    assert drawn.shape == original.shape
+    row, left = y + h // 2, slice(max(0, x - 1), x + 2)
+    assert (drawn[row, left] != original[row, left]).any(), "the left side of the box"
+    np.testing.assert_array_equal(drawn[row, x + 3 : x + w - 3], original[row, x + 3 : x + w - 3])
+
+
+def test_frames_come_in_their_order_and_may_lie_in_folders(run, dataset_dir, tmp_path):
+    names = ["b/frame10.png", "b/frame9.png", "a/x.JPG", "b/frame100.png", ".hidden.png"]
+    for name in names:
+        (tmp_path / "video" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(dataset_dir / "valid" / "0.png").save(tmp_path / "video" / name)
+    (tmp_path / "video" / "notes.txt").write_text("no picture")
+    rows = run("--threshold", "0", "--batch_size", "2", source=tmp_path / "video")
+    order = list(dict.fromkeys((row["image_id"], row["file_name"]) for row in rows))
+    assert order == [(1, "a/x.JPG"), (2, "b/frame9.png"), (3, "b/frame10.png"), (4, "b/frame100.png")]
+    drawn = {path.relative_to(tmp_path / "found" / "images").as_posix()
+             for path in (tmp_path / "found" / "images").rglob("*") if path.is_file()}
+    assert drawn == {name for _, name in order}
+
+
+def test_turned_pictures_are_turned_before_anything_is_found(run, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "phone.jpg", exif=exif)
+    rows = run("--threshold", "0", source=tmp_path / "phone.jpg")
+    assert Image.open(tmp_path / "found" / "images" / "phone.jpg").size == (40, 60)
+    assert all(x + w <= 40 and y + h <= 60 for x, y, w, h in (row["bbox"] for row in rows))
+
+
+def test_bad_pictures_are_left_out_and_named(run, dataset_dir, tmp_path, caplog):
+    folder = shutil.copytree(dataset_dir / "valid", tmp_path / "pictures")
+    (folder / "3.png").write_bytes(b"not a picture")
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:60])
+    rows = run("--threshold", "0", source=folder)
+    assert {row["image_id"] for row in rows} == {0, 1, 2, 4, 6, 7}
+    assert "3.png: this is not an image" in caplog.text and "5.png: the image cannot be decoded" in caplog.text
+    assert "2 of 8 images could not be read" in caplog.text
+
+
+def test_no_readable_picture_is_bad_input_and_leaves_no_results(run, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="none of the 1 images could be read"):
+        run(source=tmp_path / "pictures")
+    assert list((tmp_path / "found").iterdir()) == []
+
+
+def test_the_average_is_used_where_it_is_asked_for(run):
+    plain = run("--threshold", "0", "--json_only", name="checkpoint.pth")
+    averaged = run("--threshold", "0", "--json_only", "--use_ema", "--overwrite", name="checkpoint.pth")
+    assert [row["score"] for row in plain] != [row["score"] for row in averaged]
+    with pytest.raises(InputError, match="no averaged"):
+        run("--use_ema", "--overwrite")
+
+
+def test_json_only_draws_nothing(run, tmp_path):
+    run("--json_only")
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["predictions.json"]
+
+
+def test_what_is_there_is_not_written_over(run, dataset_dir, tmp_path):
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="found is not empty; .* --overwrite"):
+        run()
+    run("--overwrite")
+    assert (tmp_path / "found" / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="are among the --input"):
+        run("--overwrite", source=tmp_path)
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--input", "x"], "--checkpoint: is missing"),
+    (["--checkpoint", "x.pth"], "--input: is missing"),
+    (["--checkpoint", "x.pth", "--input", "nowhere"], "nowhere: there is no such file or folder"),
+    (["--checkpoint", "x.pth", "--input", "."], r"no images in it .*ffmpeg"),
+    (["--checkpoint", "x.pth", "--input", "x.jpg", "--treshold", "1"], "did you mean --threshold"),
+    (["--checkpoint", "x.pth", "--input", "x.jpg", "--threshold", "high"], "threshold: .*high"),
+    (["--checkpoint", "x.pth", "--input", "x.jpg", "--batch_size", "0"], "--batch_size: 0 is not possible"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+def test_bad_input_is_one_message(tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        predict.main(argv)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_the_shell(finished_run, dataset_dir, tmp_path):
+    command = [sys.executable, str(TOOL), "--checkpoint", str(finished_run / "checkpoint_best_total.pth"), "--input",
+               str(dataset_dir / "test"), "--output", str(tmp_path / "found"), "--threshold", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "found on 4 images" in done.stderr
