@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
     parser = make_parser("Evaluate a checkpoint of an RF-DETR detector.")
     parser.add_argument("--checkpoint", default=SUPPRESS, help="the weights, with the settings of their run (required)")
     parser.add_argument("--split", choices=["val", "test"], default="val", help="which images")
-    parser.add_argument("--use_ema", action="store_true", help="evaluate the averaged weights that the file holds beside its others")
+    parser.add_argument("--use_ema", action="store_true", help="evaluate the averaged weights, where a file holds both")
     parser.add_argument("--output", default=SUPPRESS, help="JSON file for all numbers")
     check_model_flags(argv)
     checkpoint = read_checkpoint(checkpoint_path(argv)) if not {"-h", "--help"} & set(argv) else {"args": {}}

@@ -45,4 +45,5 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 def _nearest(pattern: str, model: nn.Module) -> str:
     parts = [name for name, _ in model.named_modules() if name]
     close = difflib.get_close_matches(pattern, parts, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; its parts are {', '.join(name for name, _ in model.named_children())}"
+    children = ", ".join(name for name, _ in model.named_children())
+    return f"; did you mean {close[0]!r}?" if close else f"; its parts are {children}"

@@ -3,7 +3,6 @@
 import os
 import re
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def check_files(splits: dict[str, SplitCheck]) -> None:
     """Compare the names that the splits list with the files that are there, and with each other."""
     contents = {folder: _listing(folder) for split in splits.values() for folder in split.folders}
     listed = {path for split in splits.values() for path in _paths(split)}
-    reported: set[Path] = set()  # folders that an earlier split shares
+    reported: set[str] = set()  # folders that an earlier split shares
     for split in splits.values():
         if split.raw.open_image is None:
             _check_listed(split, contents)
@@ -52,11 +51,11 @@ def check_files(splits: dict[str, SplitCheck]) -> None:
             _check_shared(split, splits["train"])
 
 
-def _paths(split: SplitCheck) -> list[Path]:
-    return [Path(os.path.normpath(Path(split.raw.image_root) / name)) for name in split.raw.file_names]
+def _paths(split: SplitCheck) -> list[str]:
+    return [os.path.normpath(os.path.join(split.raw.image_root, name)) for name in split.raw.file_names]
 
 
-def _listing(folder: Path) -> set[str]:
+def _listing(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
@@ -64,13 +63,13 @@ def _listing(folder: Path) -> set[str]:
         return set()
 
 
-def _check_listed(split: SplitCheck, contents: dict[Path, set[str]]) -> None:
+def _check_listed(split: SplitCheck, contents: dict[str, set[str]]) -> None:
     names = split.raw.file_names
     folded = {folder: {name.casefold(): name for name in files} for folder, files in contents.items() if folder in split.folders}
     missing, other_case = [], {}
     for index, name in enumerate(names):
-        folder, base = Path(split.raw.image_root) / Path(name).parent, Path(name).name
-        if base not in contents[folder] and not (folder / base).is_file():  # the latter where capitals do not count
+        folder, base = os.path.join(split.raw.image_root, os.path.dirname(name)), os.path.basename(name)
+        if base not in contents[folder] and not os.path.isfile(os.path.join(folder, base)):  # the latter where capitals do not count
             if base.casefold() in folded[folder]:
                 other_case[index] = folded[folder][base.casefold()]
             else:
@@ -86,16 +85,17 @@ def _check_listed(split: SplitCheck, contents: dict[Path, set[str]]) -> None:
     split.note("listed_twice", KINDS["listed_twice"], [f"{name} ({count} times)" for name, count in times.items() if count > 1])
 
 
-def _check_unlisted(split: SplitCheck, contents: dict[Path, set[str]], listed: set[Path]) -> None:
+def _check_unlisted(split: SplitCheck, contents: dict[str, set[str]], listed: set[str]) -> None:
     """Report pictures that lie beside those of the split and belong to none, and files that look like pictures."""
     unlisted, unsupported = [], []
-    listed_anyhow = {str(path).casefold() for path in listed}  # other capitals are reported already
+    listed_anyhow = {path.casefold() for path in listed}  # other capitals are reported already
     for folder, files in sorted(contents.items()):
         for name in sorted(files):
-            extension = Path(name).suffix.lower()
-            if extension in {*IMAGE_SUFFIXES, *OTHER_EXTENSIONS} and (
-                    os.path.normpath(folder / name).casefold() not in listed_anyhow):
-                (unlisted if extension in IMAGE_SUFFIXES else unsupported).append(str(folder / name))
+            extension, path = os.path.splitext(name)[1].lower(), os.path.normpath(os.path.join(folder, name))
+            if path.casefold() not in listed_anyhow and extension in IMAGE_SUFFIXES:
+                unlisted.append(path)
+            elif path.casefold() not in listed_anyhow and extension in OTHER_EXTENSIONS:
+                unsupported.append(path)
     split.note("unlisted_image", KINDS["unlisted_image"], unlisted)
     split.note("unsupported", KINDS["unsupported"], unsupported)
 
@@ -117,11 +117,11 @@ def _check_shared(split: SplitCheck, train: SplitCheck) -> None:
 
 def _source(name: str) -> str | None:
     """Name of the picture that an export of Roboflow made this copy of."""
-    found = ROBOFLOW_COPY.match(Path(name).name)
+    found = ROBOFLOW_COPY.match(os.path.basename(name))
     return found["source"] if found else None
 
 
 def _video(name: str) -> str | None:
     """Name of the video that a frame was taken from, if the name says that it is a frame."""
-    found = VIDEO_FRAME.fullmatch(_source(name) or Path(name).stem)
+    found = VIDEO_FRAME.fullmatch(_source(name) or os.path.splitext(os.path.basename(name))[0])
     return found["video"].rstrip("-_ .") if found else None

@@ -1,7 +1,7 @@
 """One split under examination: what was read of it, and where its findings go."""
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +17,7 @@ class SplitCheck:
         self.category_names = {category.id: category.name for category in raw.categories}
         self.marked_objects: dict[str, np.ndarray] = {}  # name of a finding -> rows of the objects
         self.marked_images: dict[str, np.ndarray] = {}  # name of a finding -> indices of the images
+        self.folders = {os.path.join(raw.image_root, os.path.dirname(name)) for name in raw.file_names}  # of the images
         limits = raw.image_sizes[raw.image_indices][:, ::-1]
         self.limits = np.tile(limits, 2).astype(np.float64)  # (M, 4) w, h, w, h of the image that an object is on
         self.sides = raw.boxes[:, 2:] - raw.boxes[:, :2]  # (M, 2) w, h
@@ -25,11 +26,6 @@ class SplitCheck:
         self.usable = np.isfinite(raw.boxes).all(axis=1) & solid  # (M,) what training keeps, after cutting at the edge
 
         self.reported = {found.name: found.count for found in findings if found.split == name}  # by the reader, with counts
-
-    @property
-    def folders(self) -> set[Path]:
-        """Folders that the images are in."""
-        return {Path(self.raw.image_root) / parent for parent in {Path(name).parent for name in self.raw.file_names}}
 
     def rows_by_image(self, rows: np.ndarray) -> list[np.ndarray]:
         """Divide rows of objects into those of each image that has any."""
