@@ -83,7 +83,8 @@ class LogHook(Hook):
 
     Training scalars are means over the period and all ranks: ``train/loss``, ``train/<loss>``, ``train/grad_norm``; and
     ``train/lr`` (of the first parameter group, as used), ``train/images_per_s``, ``train/data_wait`` (share of the time spent
-    waiting for batches), ``train/skipped_updates`` (so far). Only the main process writes.
+    waiting for batches), ``train/skipped_updates`` (so far), and ``train/bad_images``, samples that the loader left out so far,
+    once there are any. Only the main process writes.
 
     Args:
         writers: see `engine.writers.Writer`. One that fails is reported and dropped; training goes on.
@@ -141,6 +142,8 @@ class LogHook(Hook):
         scalars["train/images_per_s"] = (trainer.num_images - self._num_images) * world_size() / seconds
         scalars["train/data_wait"] = (trainer.data_seconds - self._data_seconds) / seconds
         scalars["train/skipped_updates"] = trainer.bad_steps
+        if num_bad_images := getattr(trainer.train_loader, "num_bad_images", 0):
+            scalars["train/bad_images"] = num_bad_images
         self._write(trainer, scalars)
         self._means = RunningMeans()
         self._start_period(trainer)

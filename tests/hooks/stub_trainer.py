@@ -41,6 +41,7 @@ class StubTrainer:
         self.hooks = list(hooks)
         self.max_epochs, self.steps_per_epoch, self.max_steps = max_epochs, steps_per_epoch, max_epochs * steps_per_epoch
         self.epoch = self.step = 0
+        self.train_loader = []
         self.losses, self.grad_norm, self.metrics = {}, torch.zeros(()), {}
         self.eval_models = {"regular": self.unwrapped_model}
         self.stop_reason = None

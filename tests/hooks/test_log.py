@@ -113,3 +113,16 @@ def test_a_failing_writer_is_dropped(tmp_path, caplog):
 def test_impossible_arguments():
     with pytest.raises(ValueError, match="every_steps=0"):
         LogHook([], every_steps=0)
+
+
+def test_images_that_the_loader_left_out_are_counted(tmp_path):
+    writer = ListWriter()
+    trainer = make_trainer(tmp_path, hooks=[LogHook([writer], every_steps=6)])
+    trainer.hooks.insert(0, _Spoiler())
+    trainer.train()
+    assert [scalars.get("train/bad_images") for _, _, scalars in writer.lines] == [None, 3]
+
+
+class _Spoiler(Hook):
+    def after_epoch(self, trainer):
+        trainer.train_loader.num_bad_images = 3

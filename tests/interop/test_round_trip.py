@@ -94,7 +94,8 @@ def test_best_files_open_and_give_the_same_outputs(variant, tmp_path):
     with np.load(tmp_path / "output.npz") as theirs:
         assert set(theirs.files) >= {"pred_logits", "pred_boxes"} | ({"pred_masks"} if config.segmentation_head else set())
         for name in theirs.files:
-            np.testing.assert_allclose(outputs[name].numpy(), theirs[name], atol=1e-7, rtol=1e-7, err_msg=name)
+            # the published package resamples the position table in float32 also for a float64 model; ours does not
+            np.testing.assert_allclose(outputs[name].numpy(), theirs[name], atol=3e-6, rtol=1e-6, err_msg=name)
 
 
 def detect(model, config, image, precision):
