@@ -17,6 +17,7 @@ from rfdetr.data import (
     open_dataset,
     train_loader,
 )
+from rfdetr.data.annotations import RawSplit
 from rfdetr.data.check import DatasetCheck, check_dataset
 from rfdetr.data.shapes import make_shapes
 from rfdetr.data.shards import is_address
@@ -93,18 +94,21 @@ def build_criterion(model: ModelConfig, loss: LossConfig = LossConfig()) -> SetC
     )
 
 
-def build_dataset(config: DataConfig, model: ModelConfig, split: str, label_map: LabelMap | None = None) -> CocoDetection:
+def build_dataset(
+    config: DataConfig, model: ModelConfig, split: str, label_map: LabelMap | None = None, *, raw: RawSplit | None = None
+) -> CocoDetection:
     """Open the split "train", "val" or "test" for a model of this input size; only "train" is augmented.
 
     Args:
         label_map: of the training split or of a checkpoint; without it, it is made from the train split.
+        raw: the split as `check_data` has read it.
     """
     folder, format = _data_folder(config)
     kind = "coco" if config.label_map == "coco" else None
     return open_dataset(
         folder, split, image_size=model.input_size, training=split == "train", format=format, paths=config.splits,
         label_map=label_map or kind, with_masks=model.segmentation_head, augment=config.augment,
-        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache,
+        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw,
     )
 
 
@@ -115,12 +119,11 @@ def data_splits(config: DataConfig) -> tuple[str, ...]:
 
 
 def check_data(
-    config: DataConfig, input_size: tuple[int, int], num_queries: int, *, quick: bool = False, decode: bool = False
+    config: DataConfig, input_size: tuple[int, int], num_queries: int, **options: bool
 ) -> DatasetCheck:
-    """Check the data set of a run, for a model of this input (H, W) and number of queries."""
+    """Check the data set of a run, for a model of this input (H, W) and number of queries; options of `check_dataset`."""
     folder, format = _data_folder(config)
-    return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries, quick=quick,
-                         decode=decode)
+    return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries, **options)
 
 
 def build_loader(

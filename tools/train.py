@@ -42,7 +42,8 @@ from hooks import (
 )
 from rfdetr import build
 from rfdetr.config import ModelConfig, RunConfig
-from rfdetr.data import DetectionLoader, LabelMap, unseen_classes
+from rfdetr.data import DetectionLoader, LabelMap
+from rfdetr.data.annotations import RawSplit
 from rfdetr.errors import InputError
 from rfdetr.evaluation import RunPictures
 from rfdetr.models.freeze import freeze
@@ -58,11 +59,11 @@ def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer
     seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
     set_deterministic(config.train.deterministic)
 
-    train_set = build.build_dataset(config.data, config.model.architecture(), "train")
+    splits = check_data(config) if is_main_process() else {}
+    train_set = build.build_dataset(config.data, config.model.architecture(), "train", raw=splits.get("train"))
     label_map = train_set.label_map
     architecture = architecture_for(config, label_map)
-    val_set = build.build_dataset(config.data, architecture, "val", label_map)
-    unseen_classes(train_set, val_set)  # warns of classes that cannot be learned
+    val_set = build.build_dataset(config.data, architecture, "val", label_map, raw=splits.get("val"))
     share = {"rank": rank(), "world_size": world_size(), "pin_memory": device.type == "cuda"}
     train_loader = build.build_loader(train_set, config.data, architecture, train=config.train, **share)
     val_loader = build.build_loader(val_set, config.data, architecture, **share)
@@ -100,6 +101,21 @@ def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer
         max_bad_steps=config.train.max_bad_steps,
         eval_model=eval_model,
     )
+
+
+def check_data(config: RunConfig) -> dict[str, RawSplit]:
+    """Refuse data that would break or falsify the run, say what it will be evaluated on, and return the splits as read."""
+    model = config.model.architecture()
+    check = build.check_data(config.data, model.input_size, model.num_queries, quick=True, with_masks=model.segmentation_head)
+    tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
+    tolerated += ["missing_image", "no_image_size"] if config.data.on_bad_image == "skip" else []
+    check.findings.refuse_errors(config.data.dataset_dir, but=tolerated)
+    for split, when in {"val": "during training", "test": "at the end"}.items():
+        if split == "val" or config.eval.run_test:
+            numbers = check.statistics[split]
+            logger.info("evaluated %s: the %s split, %d images with %d boxes, of %s", when, split, numbers.images, numbers.boxes,
+                        check.splits[split].raw.source)
+    return {name: split.raw for name, split in check.splits.items()}
 
 
 def build_network(
@@ -257,20 +273,6 @@ def finish(trainer: Trainer, config: RunConfig) -> None:
         logger.info("done after %d epochs; everything is in %s", trainer.epoch, trainer.output_dir)
 
 
-def check_data(config: RunConfig) -> None:
-    """Refuse data that would break or falsify the run before anything is built, and say what it will be evaluated on."""
-    architecture = config.model.architecture()
-    check = build.check_data(config.data, architecture.input_size, architecture.num_queries, quick=True)
-    tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
-    tolerated += ["missing_image", "no_image_size"] if config.data.on_bad_image == "skip" else []
-    check.findings.refuse_errors(config.data.dataset_dir, but=tolerated)
-    for split, when in {"val": "during training", "test": "at the end"}.items():
-        if split == "val" or config.eval.run_test:
-            numbers = check.statistics[split]
-            logger.info("evaluated %s: the %s split, %d images with %d boxes, of %s", when, split, numbers.images, numbers.boxes,
-                        check.splits[split].raw.source)
-
-
 def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, overwrite: bool) -> ExitCode:
     """Run a training from its configuration to its last file."""
     folder = Path(config.train.output_dir)
@@ -279,8 +281,6 @@ def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, 
         if config.eval.run_test and "test" not in build.data_splits(config.data):
             raise InputError(f"eval.run_test: true, but {config.data.dataset_dir} has no test split")
         build_writers(config)  # now already, for a logger that is not installed to be reported before the data are read
-        if is_main_process():
-            check_data(config)
         trainer = build_trainer(config, user_hooks)
         label_map = trainer.train_loader.dataset.label_map
         metadata = run_metadata(config, architecture_for(config, label_map), label_map)

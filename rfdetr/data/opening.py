@@ -34,6 +34,7 @@ def open_dataset(
     on_bad_image: str = "fail",
     exif: str = "apply",
     cache: str = "none",
+    raw: RawSplit | None = None,
 ) -> CocoDetection:
     """Read one split and say in one log line what it holds.
 
@@ -47,10 +48,12 @@ def open_dataset(
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
         on_bad_image, exif: see `CocoDetection`.
         cache: "ram" keeps the files of all images in memory.
+        raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
-    findings = Findings()
-    raw = read_split(dataset_dir, split, format=format, paths=paths, with_masks=with_masks, findings=findings)
-    findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
+    if raw is None:
+        findings = Findings()
+        raw = read_split(dataset_dir, split, format=format, paths=paths, with_masks=with_masks, findings=findings)
+        findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
     if not isinstance(label_map, LabelMap):
         train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format, paths)
         label_map = _make_label_map(train, label_map)
@@ -75,16 +78,6 @@ def read_label_map(
 ) -> LabelMap:
     """Make the label map of a data set from its train split."""
     return _make_label_map(_read_train(dataset_dir, "train", format, paths), label_map)
-
-
-def unseen_classes(train: CocoDetection, other: CocoDetection) -> list[str]:
-    """Return the classes that have boxes in `other` and none in `train`, and log a warning if there are any."""
-    counts = train.class_counts
-    unseen = [name for name, count in other.class_counts.items() if count and not counts.get(name)]
-    if unseen:
-        logger.warning("classes with boxes in the %s split but none in the %s split, which the model cannot learn: %s",
-                       other.split, train.split, ", ".join(unseen))
-    return unseen
 
 
 def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None) -> RawSplit:

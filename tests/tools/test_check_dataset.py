@@ -1,10 +1,13 @@
 """tools/check_dataset.py: the report in all its forms, exit codes, and the corrected copy."""
 
 import json
+import logging
 import shutil
 
 import check_dataset
+import command_line
 import pytest
+import train
 import yaml
 from PIL import Image
 
@@ -58,6 +61,19 @@ def test_the_corrected_copy_passes_with_the_file_that_it_comes_with(dirty, tmp_p
     assert check_dataset.main(["--cfg", str(tmp_path / "fixed" / "splits.yaml"), "--quick"]) == 0
     printed = capsys.readouterr().out
     assert "without an area" not in printed and "second boxes" not in printed
+
+
+def test_training_refuses_errors_and_says_what_it_will_evaluate(dirty, config_file, tmp_path, caplog):
+    argv = ["--cfg", config_file, "--data.dataset_dir", str(dirty), "--train.output_dir", str(tmp_path / "run")]
+    with pytest.raises(InputError, match=r"(?s)cannot be trained on.*val: 1 images that are listed but not there \(3\.png\)"):
+        train.main(argv)
+    parser = command_line.make_parser("")
+    skipping = parser.parse_args([*argv, "--data.on_bad_image", "skip", "--eval.run_test", "true"])
+    with caplog.at_level(logging.INFO):
+        train.check_data(command_line.run_config(parser, skipping)[0])
+    assert "train: 2 boxes without an area" in caplog.text and "listed but not there" in caplog.text
+    assert "evaluated during training: the val split, 8 images with 8 boxes" in caplog.text
+    assert "evaluated at the end: the test split, 4 images with 4 boxes" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def check_dataset(
     num_queries: int = 300,
     quick: bool = False,
     decode: bool = False,
+    with_masks: bool = False,
 ) -> DatasetCheck:
     """Look for everything that would break or falsify training, in any format.
 
@@ -65,13 +66,14 @@ def check_dataset(
         num_queries: objects that the model can find in an image.
         quick: only what takes seconds: names of files, classes and boxes; no picture is opened and no mask drawn.
         decode: decode every picture as training does.
+        with_masks: read the masks also in a quick check, so that its splits can be trained on.
 
     Raises:
         InputError: there is no data set at all.
     """
     found_format = detect_format(dataset_dir, format) if paths is None else "coco"
     check = DatasetCheck(dataset_dir=dataset_dir, format=found_format, input_size=input_size, num_queries=num_queries)
-    _read_splits(check, paths, with_masks=not quick)
+    _read_splits(check, paths, with_masks=with_masks or not quick)
     check_files(check.splits)
     check_classes(check.splits)
     for split in check.splits.values():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rfdetr.data.check.image_facts import ImageFacts
+from rfdetr.data.check.image_facts import ImageFacts, grey_levels
 from rfdetr.data.check.images import UNIFORM
 from rfdetr.data.check.split_check import SplitCheck
 from rfdetr.data.findings import Kind
@@ -18,7 +18,7 @@ from rfdetr.data.findings import Kind
 MAX_BITS = 20  # of 256 that may differ
 BANDS, BAND_BITS = 21, 12
 MIN_CORRELATION = 0.95  # of the thumbnails; plain backgrounds alone make hashes alike
-MAX_COMPARED = 256  # neighbours in a band that hold very many pictures, such as the frames of one still camera
+MAX_COMPARED = 64  # neighbours, in a band that very many pictures share, such as the frames of one still camera
 
 KINDS = {
     "identical_to_train": Kind("error", "images", "files that are identical to one of the train split",
@@ -91,25 +91,29 @@ def _identical(facts: list[ImageFacts]) -> Iterator[tuple[int, int, None]]:
 
 def _similar(facts: list[ImageFacts]) -> Iterator[tuple[int, int, int]]:
     """Pairs of pictures that look alike, and the number of bits in which they differ."""
-    thumbnails = [np.frombuffer(fact.thumbnail, np.uint8) for fact in facts]
-    used = [index for index, fact in enumerate(facts) if fact.thumbnail and thumbnails[index].std() >= UNIFORM]
+    used = np.array([index for index, fact in enumerate(facts) if fact.thumbnail and grey_levels(fact).std() >= UNIFORM])
     if len(used) < 2:
         return
     hashes = np.stack([np.frombuffer(facts[index].difference_hash, np.uint8) for index in used])
-    seen: set[tuple[int, int]] = set()
+    thumbnails = np.stack([_standardised(grey_levels(facts[index])) for index in used])
     for first, second in _candidates(hashes):
         bits = np.unpackbits(hashes[first] ^ hashes[second], axis=1).sum(axis=1)
-        near = bits <= MAX_BITS
-        for a, b, count in zip(first[near].tolist(), second[near].tolist(), bits[near].tolist()):
-            pair = used[min(a, b)], used[max(a, b)]
-            if pair not in seen and facts[pair[0]].digest != facts[pair[1]].digest:
-                seen.add(pair)
-                if np.corrcoef(thumbnails[pair[0]], thumbnails[pair[1]])[0, 1] >= MIN_CORRELATION:
-                    yield *pair, count
+        first, second, bits = (values[bits <= MAX_BITS] for values in (first, second, bits))
+        alike = np.einsum("ij,ij->i", thumbnails[first], thumbnails[second]) >= MIN_CORRELATION
+        pairs = np.sort(np.stack([used[first[alike]], used[second[alike]]]), axis=0)
+        for one, other, count in zip(*pairs.tolist(), bits[alike].tolist()):
+            if facts[one].digest != facts[other].digest:
+                yield one, other, count
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """Scale grey levels so that the product of two pictures is their correlation."""
+    centred = values.astype(np.float32) - values.mean()
+    return centred / np.linalg.norm(centred)
 
 
 def _candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of hashes (n, 32) that agree in a band, in chunks; a pair may come more than once."""
+    """Pairs of hashes (n, 32) that agree in a band, in chunks; each pair comes with the first band that it agrees in."""
     bits = np.unpackbits(hashes, axis=1)[:, : BANDS * BAND_BITS].reshape(len(hashes), BANDS, BAND_BITS)
     bands = bits.astype(np.int64) @ (1 << np.arange(BAND_BITS))  # (n, BANDS)
     by_hash = np.lexsort(hashes.T)  # like hashes become neighbours in bands that many share
@@ -120,4 +124,6 @@ def _candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             same = np.flatnonzero(values[step:] == values[:-step])
             if not len(same):
                 break
-            yield order[same], order[same + step]
+            first, second = order[same], order[same + step]
+            is_new = ~(bands[first, :band] == bands[second, :band]).any(axis=1)
+            yield first[is_new], second[is_new]

@@ -69,7 +69,7 @@ def _check_listed(split: SplitCheck, contents: dict[str, set[str]]) -> None:
     missing, other_case = [], {}
     for index, name in enumerate(names):
         folder, base = os.path.join(split.raw.image_root, os.path.dirname(name)), os.path.basename(name)
-        if base not in contents[folder] and not os.path.isfile(os.path.join(folder, base)):  # the latter where capitals do not count
+        if base not in contents[folder] and not os.path.isfile(os.path.join(folder, base)):  # it may be, on Windows and macOS
             if base.casefold() in folded[folder]:
                 other_case[index] = folded[folder][base.casefold()]
             else:

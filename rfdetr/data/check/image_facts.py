@@ -15,7 +15,8 @@ from rfdetr.data.annotations import RawSplit
 from rfdetr.data.images import UNREADABLE, read_image
 from rfdetr.errors import InputError
 
-THUMBNAIL = 32  # pixels a side
+THUMBNAIL = 24  # pixels a side
+DECODED_SIDE = 64  # pixels at least, of what both are made of
 HASH_SIDE = 16  # the hash has a bit for each of 16 x 16 neighbours
 MAX_THREADS = 16
 ORIENTATION = 0x0112  # EXIF's tag
@@ -31,6 +32,11 @@ class ImageFacts(NamedTuple):
     digest: bytes = b""  # of the file
     difference_hash: bytes = b""  # 32 bytes
     thumbnail: bytes = b""  # THUMBNAIL x THUMBNAIL grey levels
+
+
+def grey_levels(fact: ImageFacts) -> np.ndarray:
+    """Return the thumbnail's pixels, flat."""
+    return np.frombuffer(fact.thumbnail, np.uint8)
 
 
 def gather_facts(raw: RawSplit, *, decode: bool) -> list[ImageFacts]:
@@ -62,7 +68,7 @@ def _look(path: Path, open_file: Callable, decoded_size: tuple[int, int] | None)
         with Image.open(io.BytesIO(content)) as image:
             facts = facts._replace(size=(image.height, image.width), mode=image.mode,
                                    orientation=1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1))
-            image.draft("L", (2 * THUMBNAIL, 2 * THUMBNAIL))  # only JPEG follows it, and is decoded at 1/8 of its size or so
+            image.draft("L", (DECODED_SIDE, DECODED_SIDE))  # only JPEG follows it, and is decoded at 1/8 of its size or so
             grey = _grey(image)
     except UNREADABLE as error:
         return facts._replace(error=" ".join(str(error).split()) or type(error).__name__)

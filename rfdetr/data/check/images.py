@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from rfdetr.data.check.image_facts import ImageFacts
+from rfdetr.data.check.image_facts import ImageFacts, grey_levels
 from rfdetr.data.check.split_check import SplitCheck
 from rfdetr.data.findings import Kind
 
@@ -41,6 +41,7 @@ def check_images(split: SplitCheck, facts: list[ImageFacts]) -> None:
     is_reported = "no_image_size" in split.reported  # by the reader, for files without a readable header
     note("undecodable", [bool(fact.error) and not (is_reported and fact.size is None) for fact in facts],
          lambda index: facts[index].error)
+    split.marked_images["undecodable"] = np.flatnonzero([bool(fact.error) for fact in facts])
     note("wrong_size", [bool(fact.size) and not _fits(fact, size) for fact, size in zip(facts, annotated)],
          lambda index: f"is {_show(facts[index].size)}, stated as {_show(annotated[index])}")
     note("rotated", [fact.orientation != UPRIGHT for fact in facts], lambda index: f"orientation {facts[index].orientation}")
@@ -50,7 +51,7 @@ def check_images(split: SplitCheck, facts: list[ImageFacts]) -> None:
     note("small_image", [min(size) < SMALL_SIDE for size in sizes], lambda index: _show(sizes[index]))
     note("large_image", [size[0] * size[1] > LARGE_AREA for size in sizes], lambda index: _show(sizes[index]))
     note("extreme_shape", [max(size) > EXTREME_SHAPE * min(size) for size in sizes], lambda index: _show(sizes[index]))
-    note("uniform", [bool(fact.thumbnail) and np.frombuffer(fact.thumbnail, np.uint8).std() < UNIFORM for fact in facts])
+    note("uniform", [bool(fact.thumbnail) and grey_levels(fact).std() < UNIFORM for fact in facts])
 
 
 def _fits(fact: ImageFacts, annotated: tuple[int, int]) -> bool:

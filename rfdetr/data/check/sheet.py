@@ -79,6 +79,7 @@ def _draw_classes(check: DatasetCheck, axes: Axes) -> None:
     smallest = min((count for of_class in counts.values() for count in of_class.values() if count), default=1)
     if largest > 50 * smallest:
         axes.set_yscale("log")
+    axes.margins(y=0.15)  # room for the legend
     axes.set_title(f"boxes of each class{more}", fontsize=10)
     if counts:
         axes.legend(fontsize=8, frameon=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfdetr.data.check import check_dataset, has_errors
+from rfdetr.data.check import check_dataset, has_errors, images
 from rfdetr.errors import InputError
 
 SIZE = {"input_size": (160, 160)}
@@ -422,6 +422,35 @@ def test_yolo_dirt_of_reader_and_check_is_counted_once(tmp_path, found, picture)
         ("train", "background_image"): 1, ("train", "label_without_image"): 1, ("val", "no_image_size"): 1,
         ("val", "unsupported"): 1,
     }
+
+
+def test_large_images(dataset, found, picture, monkeypatch):
+    monkeypatch.setattr(images, "LARGE_AREA", 100_000)
+    picture(dataset.path("train", "train_3.jpg"), seed=3, size=(300, 400))
+    dataset.image(3).update(height=300, width=400)
+    assert found(dataset.check()) == {("train", "large_image"): 1}
+
+
+def test_copies_of_val_in_test(dataset, found):
+    """A copy of an image of the val split counts less than one of the train split."""
+    folder = shutil.copytree(dataset.write() / "valid", dataset.root / "test")
+    with Image.open(folder / "val_3.jpg") as image:
+        image.save(folder / "val_3.jpg", quality=40)
+    shutil.copy(dataset.path("train", "train_1.jpg"), folder / "val_2.jpg")
+    assert found(dataset.check()) == {("test", "identical_across"): 4, ("test", "similar_across"): 1,
+                                      ("test", "identical_to_train"): 1}
+
+
+def test_many_alike_frames_are_compared_with_their_neighbours_only(dataset, found, picture):
+    """150 frames of a still camera, which share every band of their hashes."""
+    frame = Image.open(dataset.path("train", "train_1.jpg")).convert("RGB")
+    for number in range(150):
+        frame.putpixel((0, 0), (number % 256, number // 256, 0))
+        frame.save(dataset.path("train", f"still_{number}.png"))
+        image = {"id": 1000 + number, "file_name": f"still_{number}.png", "height": 120, "width": 160}
+        dataset.content["train"]["images"].append(image)
+        dataset.content["train"]["annotations"].append({**dataset.cat(0), "id": number, "image_id": image["id"]})
+    assert found(dataset.check()) == {("train", "similar"): 150}
 
 
 def test_files_of_a_layout_of_ones_own(dataset, found):

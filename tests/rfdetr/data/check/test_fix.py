@@ -64,6 +64,24 @@ def test_run_lengths_survive(real_data, found, tmp_path):
     assert found(check_fixed(write_fixed(before, tmp_path / "fixed"))) == found(before)
 
 
+def test_yolo_labels_become_coco(found, picture, tmp_path):
+    for split in ("train", "val"):
+        for number in range(12):
+            for kind in ("images", "labels"):
+                (tmp_path / split / kind).mkdir(parents=True, exist_ok=True)
+            picture(tmp_path / split / "images" / f"{number}.jpg", seed=100 * len(split) + number)
+            (tmp_path / split / "labels" / f"{number}.txt").write_text("0 0.3 0.3 0.2 0.2\n1 0.7 0.7 0.3 0.2\n")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\ntrain: train/images\nval: val/images\n")
+    (tmp_path / "train" / "labels" / "1.txt").write_text("7 0.3 0.3 0.2 0.2\n0 1.2 0.3 0.6 0.2\n1 0.7 0.7 0.3 0.2\n")
+    (tmp_path / "val" / "images" / "3.jpg").write_text("no image")
+    before = check_dataset(tmp_path, input_size=(160, 160))
+    assert set(found(before)) == {("train", "class_out_of_range"), ("train", "outside_picture"), ("val", "no_image_size")}
+    path = write_fixed(before, tmp_path / "fixed")
+    assert found(check_fixed(path)) == {("val", "unlisted_image"): 1}
+    fixed = json.loads((tmp_path / "fixed" / "train.json").read_text())
+    assert fixed["annotations"][2]["bbox"] == pytest.approx([0.9 * 160, 0.2 * 120, 0.1 * 160, 0.2 * 120])
+
+
 def test_nothing_is_written_over(dataset, tmp_path):
     (tmp_path / "fixed").mkdir()
     (tmp_path / "fixed" / "mine.txt").touch()
