@@ -31,7 +31,7 @@ from engine.device import resolve_device
 from engine.precision import resolve_precision
 from rfdetr.build import build_model, build_postprocess
 from rfdetr.data import LabelMap, read_image
-from rfdetr.data.yolo import IMAGE_SUFFIXES
+from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.errors import InputError
 from rfdetr.evaluation.pictures import draw_detections
 from rfdetr.prediction import checkpoint_classes, coco_results, predict

@@ -26,8 +26,7 @@ from fsspec.core import url_to_fs
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco import parse_json, split_from_content
 from rfdetr.data.findings import Findings
-from rfdetr.data.images import ImageError
-from rfdetr.data.yolo import IMAGE_SUFFIXES
+from rfdetr.data.images import IMAGE_SUFFIXES, ImageError
 from rfdetr.errors import InputError
 
 CATEGORIES = "categories.json"

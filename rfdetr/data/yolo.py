@@ -16,7 +16,7 @@ import yaml
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.findings import Findings, Kind
-from rfdetr.data.images import ImageError, read_size
+from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
 from rfdetr.data.label_map import Category
 from rfdetr.data.segmentations import encode
 from rfdetr.data.yolo_labels import LabelFile, Labels, parse_labels
@@ -24,7 +24,6 @@ from rfdetr.errors import InputError
 
 DATA_FILES = ("data.yaml", "data.yml")
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CHUNK = 4096  # images read at once, so that the text of all labels is never in memory
 UNKNOWN_SIZE = (640, 640)  # of a picture whose header cannot be read
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from rfdetr.data.check.split_check import SplitCheck
 from rfdetr.data.findings import Kind
-from rfdetr.data.yolo import IMAGE_SUFFIXES
+from rfdetr.data.images import IMAGE_SUFFIXES
 
 OTHER_EXTENSIONS = {".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".pdf", ".dng", ".raw", ".cr2", ".nef",
                     ".arw", ".mp4", ".avi", ".mov", ".mkv", ".webm"}  # fmt: skip
