@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.formats import FORMATS, available_splits, detect_format, read_split
+from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.data.segmentations import decode
 from rfdetr.data.shards import CATEGORIES, find_shards, scan_shards
-from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.errors import InputError
 
 MEGABYTE = 10**6

@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
+from rfdetr import VARIANTS, build_model, official_state_dict
 from rfdetr.errors import InputError
 
 SPEC = importlib.util.spec_from_file_location("eval_tool", Path(__file__).parents[2] / "tools" / "eval.py")
@@ -100,3 +104,24 @@ def test_only_the_resolution_of_the_model_may_be_changed(evaluate):
         evaluate("--model.num_queries", "5")
     with pytest.raises(InputError, match="resolution: .* is not divisible"):
         evaluate("--model.resolution", "100")
+
+
+def test_an_official_style_file_is_evaluated_by_cocos_own_ids(tmp_path, capsys):
+    """Weights without settings and label map, whose 91 logits are COCO's category ids, against COCO's own file."""
+    if "RFDETR_TEST_DATA" not in os.environ:
+        pytest.skip("RFDETR_TEST_DATA is not set")
+    data = Path(os.environ["RFDETR_TEST_DATA"]) / "coco_real"
+    model = build_model(VARIANTS["pico"])
+    with torch.no_grad():  # everything is a person (id 1), anywhere
+        model.class_embed.bias[1] = 5.0
+    names = {name: tensor.clone() for name, tensor in official_state_dict(model).items()}
+    torch.save({"model": names, "args": Namespace(num_classes=90, resolution=64, class_names=[])}, tmp_path / "official.pth")
+    argv = ["--checkpoint", str(tmp_path / "official.pth"), "--data.dataset_dir", str(data), "--data.label_map", "coco",
+            "--model.resolution", "64", "--data.num_workers", "0", "--output", str(tmp_path / "eval.json")]
+    assert eval_tool.main(argv) == 0
+    content = json.loads((tmp_path / "eval.json").read_text())
+    truth = json.loads((data / "annotations" / "instances_val2017.json").read_text())
+    people = [row for row in truth["annotations"] if row["category_id"] == 1 and not row["iscrowd"]]
+    assert content["per_class"]["person"]["objects"] == len(people)
+    assert content["per_class"]["toothbrush"]["objects"] > 0, "the last id, 90, is there"
+    assert len([name for name in content["per_class"] if not name.startswith("id_")]) == len(content["per_class"])
