@@ -19,8 +19,10 @@ from rfdetr.data import (
 )
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.check import DatasetCheck, check_dataset
+from rfdetr.data.recipes import find_recipe
 from rfdetr.data.shapes import make_shapes
 from rfdetr.data.shards import is_address
+from rfdetr.data.transforms import make_transforms
 from rfdetr.encoders import ENCODERS
 from rfdetr.errors import InputError
 from rfdetr.losses import HungarianMatcher, SetCriterion
@@ -140,6 +142,17 @@ def build_loader(
     sizes = _train_sizes(model, config.expanded_scales) if config.multi_scale else None
     return train_loader(dataset, batch_size=config.batch_size, seed=train.seed, grad_accum_steps=train.grad_accum_steps,
                         sizes=sizes, **shared)
+
+
+def check_names(data: DataConfig, optimizer: OptimConfig) -> None:
+    """Refuse a recipe, transform, optimizer or schedule that is not there, which takes no data to find out."""
+    if isinstance(data.augment, str):
+        find_recipe(data.augment)
+    else:
+        make_transforms(data.augment)
+    optim.optimizer_class(optimizer.optimizer)
+    if optimizer.schedule not in ("step", "cosine"):
+        optim.scheduler_class(optimizer.schedule)
 
 
 def _train_sizes(model: ModelConfig, expanded: bool) -> list[tuple[int, int]]:

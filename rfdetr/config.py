@@ -192,14 +192,36 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other across sections."""
-        if not self.ema.enabled and self.eval.models == "ema":
-            raise InputError('eval.models: "ema" needs the average; set ema.enabled to true, or evaluate "regular"')
-        if not self.ema.enabled and self.early_stopping.enabled and self.early_stopping.use_ema:
-            raise InputError("early_stopping.use_ema: true needs the average; set ema.enabled to true")
-        if self.train.strategy == "fsdp" and self.ema.enabled:
-            raise InputError("train.strategy: fsdp divides the weights over processes, where no average is kept; "
-                             "set ema.enabled to false, or use ddp")
+        _check_average(self)
+        _check_epochs(self)
         if self.train.strategy == "fsdp" and self.train.precision == "fp16":
             raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
-        if self.drop.mode != "standard" and self.drop.cutoff_epoch > self.train.epochs:
-            raise InputError(f"drop.cutoff_epoch: {self.drop.cutoff_epoch} is after the last epoch ({self.train.epochs})")
+        if self.eval.monitor.startswith("segm_") and not self.model.architecture().segmentation_head:
+            raise InputError(f"eval.monitor: {self.eval.monitor} is a metric of masks, which {self.model.variant} does not have; "
+                             f"use {self.eval.monitor.removeprefix('segm_')}, or a segmentation variant")
+
+
+def _check_average(config: RunConfig) -> None:
+    """Refuse to use an average of the weights that is not kept, or to keep one where that is impossible."""
+    stopping = config.early_stopping
+    if not config.ema.enabled and config.eval.models == "ema":
+        raise InputError('eval.models: "ema" needs the average; set ema.enabled to true, or evaluate "regular"')
+    if not config.ema.enabled and stopping.enabled and stopping.use_ema:
+        raise InputError("early_stopping.use_ema: true needs the average; set ema.enabled to true")
+    if config.eval.models == "regular" and stopping.enabled and stopping.use_ema:
+        raise InputError('early_stopping.use_ema: true needs the average to be evaluated; set eval.models to "both" or "ema"')
+    if config.train.strategy == "fsdp" and config.ema.enabled:
+        raise InputError("train.strategy: fsdp divides the weights over processes, where no average is kept; "
+                         "set ema.enabled to false, or use ddp")
+
+
+def _check_epochs(config: RunConfig) -> None:
+    """Refuse what would only happen after the run."""
+    epochs = config.train.epochs
+    if config.drop.mode != "standard" and config.drop.cutoff_epoch > epochs:
+        raise InputError(f"drop.cutoff_epoch: {config.drop.cutoff_epoch} is after the last epoch ({epochs})")
+    if config.eval.skip_first_epochs >= epochs:
+        raise InputError(f"eval.skip_first_epochs: with {config.eval.skip_first_epochs} of {epochs} epochs (train.epochs) no "
+                         "evaluation would count; make it smaller")
+    if config.optim.warmup_epochs > epochs:
+        raise InputError(f"optim.warmup_epochs: {config.optim.warmup_epochs} is longer than the run (train.epochs: {epochs})")

@@ -1,5 +1,6 @@
 """Parameter groups with layer-wise learning rates, learning rate schedules, and torch's objects made of them."""
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -112,7 +113,7 @@ def build_optimizer(
     """
     if not groups:
         raise InputError("optim: the model has no parameter to train; unfreeze a part of it")
-    cls = _find_class(optimizer, torch.optim, Optimizer, "optim.optimizer")
+    cls = optimizer_class(optimizer)
     init_args = dict(init_args or {})
     known = inspect.signature(cls).parameters
     if fused is None:
@@ -151,18 +152,28 @@ def build_lr_scheduler(
             warmup_epochs=warmup_epochs, lr_drop=lr_drop, min_factor=min_factor,
         )
         return LambdaLR(optimizer, multiplier)
-    cls = _find_class(schedule, torch.optim.lr_scheduler, LRScheduler, "optim.schedule")
-    if issubclass(cls, ReduceLROnPlateau):
-        raise InputError(
-            "optim.schedule: ReduceLROnPlateau follows a metric, but schedules here advance with every optimizer step, "
-            "which has none; use 'step', 'cosine' or another class of torch.optim.lr_scheduler"
-        )
-    scheduler = _construct(cls, "optim.schedule", optimizer, dict(init_args or {}))
+    scheduler = _construct(scheduler_class(schedule), "optim.schedule", optimizer, dict(init_args or {}))
     warmup_steps = int(steps_per_epoch * warmup_epochs)
     if warmup_steps < 1:
         return scheduler
     warmup = LinearLR(optimizer, start_factor=1 / warmup_steps, total_iters=warmup_steps)
     return SequentialLR(optimizer, [warmup, scheduler], milestones=[warmup_steps])
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """Find an optimizer as `build_optimizer` does."""
+    return _find_class(name, torch.optim, Optimizer, "optim.optimizer")
+
+
+def scheduler_class(name: str) -> type[LRScheduler]:
+    """Find a scheduler that is a class, as `build_lr_scheduler` does."""
+    cls = _find_class(name, torch.optim.lr_scheduler, LRScheduler, "optim.schedule")
+    if issubclass(cls, ReduceLROnPlateau):
+        raise InputError(
+            "optim.schedule: ReduceLROnPlateau follows a metric, but schedules here advance with every optimizer step, "
+            "which has none; use 'step', 'cosine' or another class of torch.optim.lr_scheduler"
+        )
+    return cls
 
 
 def _find_class(name: str, package: Any, base: type, field: str) -> type:
@@ -177,8 +188,15 @@ def _find_class(name: str, package: Any, base: type, field: str) -> type:
         classes = {key.lower(): value for key, value in vars(package).items() if not key.startswith("_")}
         found = classes.get(name.lower())
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise InputError(f"{field}: {name!r} is no class of {package.__name__} and no import path of a {base.__name__}")
+        raise InputError(f"{field}: {name!r} is no class of {package.__name__} and no import path of a {base.__name__}"
+                         f"{_nearest(name, package, base)}")
     return found
+
+
+def _nearest(name: str, package: Any, base: type) -> str:
+    known = [key for key, value in vars(package).items() if inspect.isclass(value) and issubclass(value, base)]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _construct(cls: type, field: str, first: Any, init_args: dict[str, Any]) -> Any:

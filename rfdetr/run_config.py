@@ -131,6 +131,10 @@ class OptimConfig:
         check_fields(self, "optim", "0 or more", _is_not_negative, "lr_encoder", "weight_decay", "warmup_epochs", "clip_max_norm")
         check_fields(self, "optim", "1 or more", _is_count, "lr_drop")
         check_fields(self, "optim", "between 0 and 1", _is_fraction, "lr_min_factor")
+        for key in ("lr", "weight_decay"):
+            if key in self.optimizer_args:
+                raise InputError(f"optim.optimizer_args: {key} changes nothing there, since every parameter group has its own; "
+                                 f"set optim.{key}")
         if self.schedule in ("step", "cosine") and self.schedule_args:
             raise InputError(f"optim.schedule_args: {self.schedule!r} takes none; it has lr_drop, lr_min_factor, warmup_epochs")
 
@@ -262,8 +266,12 @@ class DropConfig:
         check_choices(self, "drop")
         check_fields(self, "drop", "0 or more and below 1", lambda value: 0 <= value < 1, "drop_path", "dropout")
         check_fields(self, "drop", "0 or more", _is_not_negative, "cutoff_epoch")
-        if (self.mode, self.schedule) == ("late", "linear"):
-            raise InputError('drop.schedule: "linear" is not possible with drop.mode "late"; use "constant"')
+        if self.schedule == "linear" and self.mode != "early":
+            raise InputError(f'drop.schedule: "linear" falls to 0 at the cutoff, which drop.mode {self.mode!r} does not do; use '
+                             'drop.mode "early", or "constant"')
+        if self.cutoff_epoch and self.mode == "standard":
+            raise InputError(f'drop.cutoff_epoch: {self.cutoff_epoch} changes nothing with drop.mode "standard"; use "early" or '
+                             '"late", or leave it out')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +298,10 @@ class EarlyStoppingConfig:
     def __post_init__(self) -> None:
         check_fields(self, "early_stopping", "1 or more", _is_count, "patience")
         check_fields(self, "early_stopping", "0 or more", _is_not_negative, "min_delta")
+        above, below = self.stopping_threshold, self.divergence_threshold
+        if above is not None and below is not None and above < below:
+            raise InputError(f"early_stopping.stopping_threshold: {above} is less than divergence_threshold, {below}, so any "
+                             "metric would stop the run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +330,8 @@ class EvalConfig:
         check_choices(self, "eval")
         check_fields(self, "eval", "1 or more", _is_count, "every_epochs", "max_dets")
         check_fields(self, "eval", "0 or more", _is_not_negative, "skip_first_epochs")
-        check_fields(self, "eval", "a name without val/ before it", lambda name: name and not name.startswith("val/"), "monitor")
+        check_fields(self, "eval", "a name without val/ or ema_ before it (the average is followed by its own)",
+                     lambda name: name and not name.startswith(("val/", "ema_")), "monitor")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,6 +280,7 @@ def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, 
         state = prepare_folder(folder, resume=resume, overwrite=overwrite)
         if config.eval.run_test and "test" not in build.data_splits(config.data):
             raise InputError(f"eval.run_test: true, but {config.data.dataset_dir} has no test split")
+        build.check_names(config.data, config.optim)
         build_writers(config)  # now already, for a logger that is not installed to be reported before the data are read
         trainer = build_trainer(config, user_hooks)
         label_map = trainer.train_loader.dataset.label_map

@@ -94,7 +94,7 @@ RECIPES = {recipe.name: recipe for recipe in (
 def find_recipe(name: str) -> Recipe:
     """Return the recipe of this name."""
     if name not in RECIPES:
-        raise InputError(f"augment: there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+        raise InputError(f"data.augment: there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
     return RECIPES[name]
 
 

@@ -38,7 +38,7 @@ def make_transforms(steps: Sequence[Callable | dict]) -> Callable:
     made = [_make_transform(step) if isinstance(step, dict) else step for step in steps]
     for step in made:
         if not callable(step):
-            raise InputError(f"augment: {step!r} is not a transform; give its class_path and init_args")
+            raise InputError(f"data.augment: {step!r} is not a transform; give its class_path and init_args")
     return v2.Compose(made) if made else v2.Identity()
 
 
@@ -81,27 +81,27 @@ def _make_transform(step: dict) -> Callable:
     unknown = sorted(set(step) - {"class_path", "init_args"})
     path = step.get("class_path")
     if unknown or not isinstance(path, str) or "." not in path:
-        raise InputError(f"augment: {step} does not name a transform; give class_path (module and class) and init_args only")
+        raise InputError(f"data.augment: {step} does not name a transform; give class_path (module and class) and init_args only")
     module, _, name = path.rpartition(".")
     try:
         make = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"augment: there is no {path} ({error}); give the module and the class") from error
+        raise InputError(f"data.augment: there is no {path} ({error}); give the module and the class") from error
     try:
         return make(**(step.get("init_args") or {}))
     except (TypeError, ValueError) as error:
-        raise InputError(f"augment: {path} does not accept {step.get('init_args')}: {error}") from error
+        raise InputError(f"data.augment: {path} does not accept {step.get('init_args')}: {error}") from error
 
 
 def _checked(sample: dict) -> Sample:
     """Read the transformed dict; boxes are cut at the picture's edges, and those without an area dropped."""
     pixels, boxes, labels, masks = (sample.get(name) for name in ("image", "boxes", "labels", "masks"))
     if not isinstance(pixels, Tensor) or pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise InputError(f"augment: the transforms must leave an image tensor (3, h, w), not {type(pixels).__name__} "
+        raise InputError(f"data.augment: the transforms must leave an image tensor (3, h, w), not {type(pixels).__name__} "
                          f"{tuple(getattr(pixels, 'shape', ()))}")
     lengths = {len(values) for values in (boxes, labels, masks) if values is not None}
     if not isinstance(boxes, tv_tensors.BoundingBoxes) or labels is None or len(lengths) != 1:
-        raise InputError("augment: the transforms must leave as many boxes (tv_tensors.BoundingBoxes) as labels and masks; "
+        raise InputError("data.augment: the transforms must leave as many boxes (tv_tensors.BoundingBoxes) as labels and masks; "
                          "SanitizeBoundingBoxes drops all three together")
     height, width = pixels.shape[-2:]
     xyxy = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY).as_subclass(Tensor)

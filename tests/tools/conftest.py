@@ -1,6 +1,7 @@
 """A data set that a small detector learns something of in a few steps, and one finished run on it, shared by the tests."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import train
 import yaml
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parent))  # for `observers`
 
 SETTINGS = {
     "model": {"variant": "pico", "resolution": 64, "num_queries": 10, "group_detr": 4},

@@ -1,0 +1,57 @@
+"""Options that contradict each other, or name what is not there, are refused in one message before any work starts."""
+
+import sys
+
+import pytest
+import train
+from command_line import make_parser, parse, run_config
+
+from rfdetr.errors import InputError
+
+EARLY = ("--early_stopping.enabled", "true")
+REFUSED = [
+    (("--eval.monitor", "ema_mAP_50_95"), r"^eval\.monitor: 'ema_mAP_50_95' .* without val/ or ema_"),
+    (("--eval.monitor", "val/mAP_50"), r"^eval\.monitor: 'val/mAP_50'"),
+    (("--eval.monitor", "segm_mAP_50"), r"^eval\.monitor: segm_mAP_50 is a metric of masks, which pico .*; use mAP_50"),
+    (("--ema.enabled", "false", "--eval.models", "ema"), r'^eval\.models: "ema" needs the average'),
+    (("--ema.enabled", "false", *EARLY, "--early_stopping.use_ema", "true"), r"^early_stopping\.use_ema: .* ema\.enabled"),
+    (("--eval.models", "regular", *EARLY, "--early_stopping.use_ema", "true"), r"^early_stopping\.use_ema: .* eval\.models to"),
+    ((*EARLY, "--early_stopping.stopping_threshold", "0.2", "--early_stopping.divergence_threshold", "0.3"),
+     r"^early_stopping\.stopping_threshold: 0\.2 is less than divergence_threshold, 0\.3"),
+    (("--eval.skip_first_epochs", "3"), r"^eval\.skip_first_epochs: with 3 of 3 epochs"),
+    (("--optim.warmup_epochs", "3.5"), r"^optim\.warmup_epochs: 3\.5 is longer than the run \(train\.epochs: 3\)"),
+    (("--drop.mode", "late", "--drop.cutoff_epoch", "4"), r"^drop\.cutoff_epoch: 4 is after the last epoch \(3\)"),
+    (("--drop.cutoff_epoch", "1"), r'^drop\.cutoff_epoch: 1 changes nothing with drop\.mode "standard"'),
+    (("--drop.schedule", "linear"), r'^drop\.schedule: "linear" falls to 0 at the cutoff'),
+    (("--optim.schedule_args", '{"gamma": 0.1}'), r"^optim\.schedule_args: 'step' takes none"),
+    (("--optim.optimizer_args", '{"lr": 1.0}'), r"^optim\.optimizer_args: lr changes nothing there, .* set optim\.lr"),
+    (("--optim.optimizer", "Adamm"), r"^optim\.optimizer: 'Adamm' is no class of torch\.optim .* did you mean Adam\?"),
+    (("--optim.optimizer", "nowhere.Lion"), r"^optim\.optimizer: cannot import 'nowhere\.Lion'"),
+    (("--optim.schedule", "Cosine"), r"^optim\.schedule: 'Cosine' is no class of torch\.optim\.lr_scheduler"),
+    (("--optim.schedule", "ReduceLROnPlateau"), r"^optim\.schedule: ReduceLROnPlateau follows a metric"),
+    (("--data.augment", "wild"), r"^data\.augment: there is no recipe 'wild'; the recipes are none, default"),
+    (("--data.augment", '[{"class_path": "torchvision.transforms.v2.Rotate"}]'), r"^data\.augment: there is no torchvision"),
+    (("--hooks", '[{"class_path": "nowhere.MyHook"}]'), r"^hooks: .*'nowhere\.MyHook': No module named 'nowhere'"),
+    (("--model.resize_head", "true"), r"^model\.resize_head: true without model\.weights changes nothing"),
+    (("--model.ema_weights", "true"), r"^model\.ema_weights: true without model\.weights changes nothing"),
+    (("--train.precision", "fp16"), r"^train\.precision: fp16 needs a CUDA device"),
+    (("--train.strategy", "fsdp"), r"^train\.strategy: fsdp .* set ema\.enabled to false"),
+    (("--train.strategy", "fsdp", "--ema.enabled", "false", "--train.precision", "fp16"), r"^train\.precision: fp16 is not"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_contradictions_are_refused_before_the_data_are_read(config_file, tmp_path, monkeypatch, argv, message):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("check_data", "build_dataset"):
+        monkeypatch.setattr(train.build, name, lambda *arguments, **options: pytest.fail("the data were read"))
+    with pytest.raises(InputError, match=message):
+        train.main(["--cfg", config_file, "--train.output_dir", str(tmp_path / "run"), *argv])
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_users_metric_may_be_monitored(config_file):
+    """Only what is known to be contradictory is refused: hooks may publish metrics of any name."""
+    parser = make_parser("test")
+    config, _ = run_config(parser, parse(parser, ["--cfg", config_file, "--eval.monitor", "my_metric"]))
+    assert config.eval.monitor == "my_metric"
