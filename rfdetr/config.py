@@ -121,7 +121,8 @@ class ModelSection:
     """Which detector, and the weights that it starts from."""
 
     variant: str = "nano"
-    """Name of a variant: nano, small, medium, base, large; pico (ours, for CPUs); the other fields change it."""
+    """Name of a variant: nano, small, medium, base, large, large_deprecated; with masks seg_preview, seg_nano, seg_small,
+    seg_medium, seg_large, seg_xlarge, seg_2xlarge; ours, for CPUs, pico and pico_seg. The other fields change it."""
     num_classes: int | None = None
     """Number of classes (default: those of the data set)."""
     resolution: int | tuple[int, int] | None = None
@@ -223,5 +224,3 @@ def _check_epochs(config: RunConfig) -> None:
     if config.eval.skip_first_epochs >= epochs:
         raise InputError(f"eval.skip_first_epochs: with {config.eval.skip_first_epochs} of {epochs} epochs (train.epochs) no "
                          "evaluation would count; make it smaller")
-    if config.optim.warmup_epochs > epochs:
-        raise InputError(f"optim.warmup_epochs: {config.optim.warmup_epochs} is longer than the run (train.epochs: {epochs})")

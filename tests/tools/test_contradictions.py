@@ -19,7 +19,6 @@ REFUSED = [
     ((*EARLY, "--early_stopping.stopping_threshold", "0.2", "--early_stopping.divergence_threshold", "0.3"),
      r"^early_stopping\.stopping_threshold: 0\.2 is less than divergence_threshold, 0\.3"),
     (("--eval.skip_first_epochs", "3"), r"^eval\.skip_first_epochs: with 3 of 3 epochs"),
-    (("--optim.warmup_epochs", "3.5"), r"^optim\.warmup_epochs: 3\.5 is longer than the run \(train\.epochs: 3\)"),
     (("--drop.mode", "late", "--drop.cutoff_epoch", "4"), r"^drop\.cutoff_epoch: 4 is after the last epoch \(3\)"),
     (("--drop.cutoff_epoch", "1"), r'^drop\.cutoff_epoch: 1 changes nothing with drop\.mode "standard"'),
     (("--drop.schedule", "linear"), r'^drop\.schedule: "linear" falls to 0 at the cutoff'),
