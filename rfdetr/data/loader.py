@@ -1,5 +1,6 @@
 """Loaders: worker processes that make samples, and batches as the model and the losses take them."""
 
+import gc
 import logging
 import os
 import signal
@@ -172,6 +173,7 @@ def _start_worker(worker_id: int) -> None:
     A signal to the whole process group (Ctrl-C, `timeout`, a cluster's scheduler) would otherwise end the workers before the main
     process has written its checkpoint.
     """
+    gc.freeze()  # what a forked worker has from its parent: collections would write to its pages, and so copy them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if CAN_TELL_SENDERS:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -198,7 +198,11 @@ def test_collate_golden(case):
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_memory_of_workers_does_not_grow(write_roboflow, coco_content, start_method):
-    """Private memory of four workers, after each of six epochs; the first is for warming up."""
+    """Private memory of four workers, after each of six epochs; the first two are for warming up.
+
+    Two megabytes each over four epochs are what pages shared with a large parent may still cost; a worker's own pixels are
+    seven times as much.
+    """
     folder = write_roboflow(train=coco_content(64, size=(240, 320), extension="jpg"))
     loader = make_loader(folder, num_workers=4, with_masks=True, start_method=start_method)
     sizes = []
@@ -208,7 +212,7 @@ def test_memory_of_workers_does_not_grow(write_roboflow, coco_content, start_met
             pass
         workers = loader._iterator._workers
         sizes.append(sum(_private_memory(worker.pid) for worker in workers))
-    assert sizes[-1] < 1.05 * sizes[1], sizes
+    assert sizes[-1] - sizes[1] < 8 * 2**20, sizes
 
 
 def _private_memory(pid: int) -> int:
