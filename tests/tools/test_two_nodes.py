@@ -1,4 +1,7 @@
-"""Two torchrun agents, as on two machines: they train what one process trains, and one of them writes the files."""
+"""Two torchrun agents, as on two machines: they train what one process trains, and one of them writes the files.
+
+A part is frozen and activations are recomputed, to show that neither gets in the way of several processes.
+"""
 
 import json
 import os
@@ -13,7 +16,8 @@ import train
 TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
 CLOCKS = {"train/images_per_s": 0.0, "train/data_wait": 0.0}
 SHORT = ("--train.epochs", "3", "--eval.every_epochs", "3", "--loss.normalize", "window", "--log.plots", "false",
-         "--log.tensorboard", "false")
+         "--log.tensorboard", "false", "--model.freeze", '["backbone.encoder.cls_token"]',
+         "--model.gradient_checkpointing", "true")
 
 
 def free_port() -> int:
