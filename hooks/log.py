@@ -75,7 +75,7 @@ class _Clock:
             self._paused_at = None
 
     def seconds(self) -> float:
-        return time.perf_counter() - self._started
+        return (time.perf_counter() if self._paused_at is None else self._paused_at) - self._started
 
 
 class LogHook(Hook):

@@ -39,7 +39,8 @@ class ExitCode(IntEnum):
 def run_tool(main: Callable[[], ExitCode]) -> None:
     """Run a tool and exit with its code; bad input is reported in one message and without a traceback."""
     is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.INFO if is_first else logging.WARNING, datefmt="%H:%M:%S",
+                        format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # tells of each of its steps
     try:
         code = main()

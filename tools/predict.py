@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
             raise InputError(f"--{name}: is missing; see --help")
     if arguments.batch_size < 1:
         raise InputError(f"--batch_size: {arguments.batch_size} is not possible; it must be 1 or more")
+    if not 0 <= arguments.threshold <= 1:
+        raise InputError(f"--threshold: {arguments.threshold} is not possible; scores are between 0 and 1")
     paths = find_pictures(Path(arguments.input))
     output = Path(arguments.output)
     check_output(output, [path for _, path in paths], overwrite=arguments.overwrite)
@@ -71,7 +73,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", default=SUPPRESS, help="the weights, ours or published ones (required)")
     parser.add_argument("--input", default=SUPPRESS, help="an image, or a folder of images or of a video's frames (required)")
     parser.add_argument("--output", default="output/predictions", help="a new folder for predictions.json and the pictures")
-    parser.add_argument("--threshold", type=float, default=0.5, help="keep what scores higher than this")
+    parser.add_argument("--threshold", type=float, default=0.5, help="keep what scores higher than this, 0 to 1")
     parser.add_argument("--batch_size", type=int, default=4, help="images at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     parser.add_argument("--precision", type=Literal["auto", "bf16", "fp16", "fp32"], default="fp32", help="of the forward pass")

@@ -8,6 +8,7 @@ Trainer together by hand: it may be copied into a notebook and changed.
 import installation  # noqa: F401  first: explains a torchvision that does not fit torch, before anything imports it
 # isort: on
 import copy
+import difflib
 import logging
 import math
 import sys
@@ -45,7 +46,7 @@ from rfdetr.config import ModelConfig, RunConfig
 from rfdetr.data import DetectionLoader, LabelMap
 from rfdetr.data.annotations import RawSplit
 from rfdetr.errors import InputError
-from rfdetr.evaluation import RunPictures
+from rfdetr.evaluation import DetectionMetrics, RunPictures
 from rfdetr.models.freeze import freeze
 from rfdetr.weights import checkpoint_payload, load_backbone_weights, load_weights, read_checkpoint
 
@@ -56,6 +57,7 @@ def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer
     """Put a Trainer together out of finished objects; ``build_trainer(RunConfig(...)).train()`` is a whole run."""
     device = choose_device(config)
     writers = build_writers(config)
+    start = read_checkpoint(config.model.weights) if config.model.weights else None
     seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
     set_deterministic(config.train.deterministic)
 
@@ -68,7 +70,6 @@ def build_trainer(config: RunConfig, user_hooks: Sequence[Hook] = ()) -> Trainer
     train_loader = build.build_loader(train_set, config.data, architecture, train=config.train, **share)
     val_loader = build.build_loader(val_set, config.data, architecture, **share)
 
-    start = read_checkpoint(config.model.weights) if config.model.weights else None
     model = build_network(config, architecture, start, label_map).to(device)
     eval_model = None
     if config.train.strategy == "fsdp":
@@ -143,6 +144,8 @@ def build_hooks(
 ) -> list[Hook]:
     """Make the hooks of a run in their order: users' hooks follow ours, then the one that saves, the one that evaluates last."""
     label_map = val_loader.dataset.label_map
+    if not user_hooks:  # theirs may publish metrics of their own
+        check_monitor(config, label_map.names, iou_types(architecture))
     postprocess = build.build_postprocess(architecture)
     coco_eval = COCOEvalHook(
         val_loader,
@@ -227,10 +230,11 @@ def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
 
 def start_from_weights(model: nn.Module, start: dict[str, Any], config: RunConfig, label_map: LabelMap) -> None:
     """Load ``model.weights``; a class head for other classes is refused unless a new one is asked for."""
-    report = load_weights(model, start, ema=config.model.ema_weights, resize_head=config.model.resize_head)
-    if report.label_map is None or config.model.resize_head:
-        return
-    differences = LabelMap.from_dict(report.label_map).differences(label_map, mine="checkpoint", theirs="data set")
+    differences = ""
+    if start["label_map"] is not None and not config.model.resize_head:
+        differences = LabelMap.from_dict(start["label_map"]).differences(label_map, mine="checkpoint", theirs="data set")
+    # of an architecture that does not fit either, load_weights has more to say
+    load_weights(model, start, ema=config.model.ema_weights, resize_head=config.model.resize_head or bool(differences))
     if differences:
         raise InputError(
             f"model.weights: {config.model.weights} was trained on other classes. Use --model.resize_head true to fit the "
@@ -247,6 +251,24 @@ def continue_average(hooks: Sequence[Hook], model: nn.Module, start: dict[str, A
             warmed_up = math.ceil(10 * hook.tau)  # its decay must not grow from 0 again, or the average would be lost at once
             hook.load_state_dict({"num_updates": warmed_up, "average": average.state_dict()})
             logger.info("the average goes on from the checkpoint's own")
+
+
+def check_monitor(config: RunConfig, class_names: Sequence[str], types: tuple[str, ...]) -> None:
+    """Refuse to follow a metric that evaluations do not have."""
+    known = list(DetectionMetrics([], iou_types=types).compute())
+    known += [f"{prefix}AP/{name}" for prefix in ("", "segm_")[: len(types)] for name in class_names if config.eval.per_class]
+    if config.eval.monitor not in known:
+        close = difflib.get_close_matches(config.eval.monitor, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise InputError(f"eval.monitor: {config.eval.monitor!r} is not measured; {hint}")
+
+
+def say_what_is_trained(trainer: Trainer, config: RunConfig) -> None:
+    """Log in one line what is going to happen."""
+    millions = sum(parameter.numel() for parameter in trainer.unwrapped_model.parameters()) / 1e6
+    images = config.data.batch_size * config.train.grad_accum_steps * world_size()
+    logger.info("%s, %.1f million parameters, on %s in %s; %d epochs of %d steps of %d images", config.model.variant, millions,
+                trainer.device, trainer.precision, trainer.max_epochs, trainer.steps_per_epoch, images)
 
 
 def run_metadata(config: RunConfig, architecture: ModelConfig, label_map: LabelMap) -> dict[str, Any]:
@@ -283,6 +305,7 @@ def train(config: RunConfig, user_hooks: Sequence[Hook], *, resume: str | None, 
         build.check_names(config.data, config.optim)
         build_writers(config)  # now already, for a logger that is not installed to be reported before the data are read
         trainer = build_trainer(config, user_hooks)
+        say_what_is_trained(trainer, config)
         label_map = trainer.train_loader.dataset.label_map
         metadata = run_metadata(config, architecture_for(config, label_map), label_map)
         if state is not None:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from rfdetr.errors import InputError
 
 MAX_EXAMPLES = 5
+BRIEF = 100  # characters of the example in a log line
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,11 @@ class Finding:
     count: int = 0
     examples: list[str] = field(default_factory=list)  # at most MAX_EXAMPLES, each says where
 
+    def brief(self) -> str:
+        """One line for a log."""
+        example = self.examples[0] if len(self.examples[0]) <= BRIEF else f"{self.examples[0][:BRIEF]}..."
+        return f"{self.split}: {self.count} {self.kind.text}, for example {example}"
+
     def __str__(self) -> str:
         examples = "; ".join(self.examples) + ("; ..." if self.count > len(self.examples) else "")
         return f"{self.split}: {self.count} {self.kind.text} ({examples}); {self.kind.advice}"
@@ -50,7 +56,7 @@ class Findings:
 
     def add(self, name: str, kind: Kind, examples: str | Iterable[str], count: int | None = None) -> None:
         """Count occurrences of a kind; `count` is the number of examples unless there are more of them than are given."""
-        given = [examples] if isinstance(examples, str) else list(examples)
+        given = [_printable(text) for text in ([examples] if isinstance(examples, str) else examples)]
         if not given:
             return
         finding = self._found.setdefault((self.split, name), Finding(name, kind, self.split))
@@ -63,10 +69,15 @@ class Findings:
         return iter(sorted(self._found.values(), key=lambda finding: order.index(finding.kind.severity)))
 
     def refuse_errors(self, source: object, *, but: Collection[str] = ()) -> None:
-        """Raise for the errors, all in one message; log the warnings, and the errors named in `but`."""
-        errors = [str(finding) for finding in self if finding.kind.severity == "error" and finding.name not in but]
+        """Raise if there are errors, with all findings in one message; else log the warnings, and the errors named in `but`."""
+        if any(finding.kind.severity == "error" and finding.name not in but for finding in self):
+            lines = [f"{finding.kind.severity}: {finding}" for finding in self]
+            raise InputError("\n  ".join([f"{source}: the data set cannot be trained on as it is:", *lines]))
         for finding in self:
             if finding.kind.severity == "warning" or finding.name in but:
-                logger.warning("%s: %s", source, finding)
-        if errors:
-            raise InputError("\n  ".join([f"{source}: the data set cannot be trained on as it is:", *errors]))
+                logger.warning("%s", finding.brief())
+
+
+def _printable(text: str) -> str:
+    """Show what a terminal might take for a command; files hold anything."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -104,8 +104,11 @@ def _check_names(raw: RawSplit, label_map: LabelMap) -> None:
             raise InputError(f"{raw.source}: category id {category.id} is {category.name!r} here, "
                              f"but {names[category.id]!r} in the label map, which has that name for another id; "
                              "use the same category ids in all splits")
+    listed = ", ".join(f"{category.id}: {category.name!r} for {names[category.id]!r}" for category in renamed[:8])
+    if len(shared) > 1 and all(category.name.casefold() != names[category.id].casefold() for category in shared):
+        raise InputError(f"{raw.source}: these are other classes than those of the label map ({listed}); use the data that it "
+                         "was made for, or correct the names")
     if renamed:
-        listed = ", ".join(f"{category.id}: {category.name!r} for {names[category.id]!r}" for category in renamed[:8])
         logger.warning("%s: some categories have other names than in the label map (%s); the ids decide", raw.source, listed)
     unknown = [category for category in raw.categories if category.id in used and category.id not in names]
     if unknown:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 
 import pytest
 import torch
@@ -126,3 +127,14 @@ def test_images_that_the_loader_left_out_are_counted(tmp_path):
 class _Spoiler(Hook):
     def after_epoch(self, trainer):
         trainer.train_loader.num_bad_images = 3
+
+
+def test_the_last_period_does_not_count_the_evaluation_after_it(tmp_path):
+    class Slow(Hook):
+        def after_epoch(self, trainer):
+            time.sleep(0.3)
+
+    writer = ListWriter()
+    make_trainer(tmp_path, max_epochs=1, hooks=[LogHook([writer], every_steps=4), Slow()]).train()
+    scalars = writer.lines[-1][2]
+    assert writer.lines[-1][0] == 6 and scalars["train/images_per_s"] > 8 / 0.3

@@ -98,6 +98,13 @@ def test_averaged_weights_of_a_whole_checkpoint_are_evaluated_on_request(evaluat
         evaluate("--use_ema")
 
 
+def test_other_classes_are_refused(evaluate, tmp_path, write_split):
+    for split in ("train", "valid"):
+        write_split(tmp_path / "data" / split, 4, names=("cat", "dog"))
+    with pytest.raises(InputError, match="other classes than those of the label map .1: 'cat' for 'bright'"):
+        evaluate("--data.dataset_dir", str(tmp_path / "data"))
+
+
 def test_only_the_resolution_of_the_model_may_be_changed(evaluate):
     assert evaluate("--model.resolution", "[96, 128]")["metrics"] != evaluate()["metrics"]
     with pytest.raises(InputError, match="--model.num_queries: the model comes out of the checkpoint"):

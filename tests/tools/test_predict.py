@@ -163,3 +163,8 @@ def test_from_the_shell(finished_run, dataset_dir, tmp_path):
                str(dataset_dir / "test"), "--output", str(tmp_path / "found"), "--threshold", "0"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "found on 4 images" in done.stderr
+
+
+def test_a_threshold_that_no_score_can_have_is_refused(run):
+    with pytest.raises(InputError, match="--threshold: 40.0 is not possible"):
+        run("--threshold", "40")

@@ -262,3 +262,13 @@ def test_a_segmentation_model_refuses_data_without_masks(start, tmp_path):
     with pytest.raises(InputError, match="a segmentation model needs masks, but no annotation has a segmentation"):
         start("--model.variant", "pico_seg")
     assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_metric_that_is_not_measured_is_refused_unless_a_hook_may_publish_it(start, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"eval\.monitor: 'mAP_5' is not measured; did you mean mAP_\d+\?"):
+        start("--eval.monitor", "mAP_5")
+    monkeypatch.chdir(tmp_path)
+    Path("quiet_hooks.py").write_text("from hooks import Hook\n\nclass QuietHook(Hook): pass\n")
+    hooks = json.dumps([{"class_path": "quiet_hooks.QuietHook"}])
+    assert start("--eval.monitor", "mAP_5", "--hooks", hooks, "--train.epochs", "1", "--log.plots", "false") == ExitCode.DONE
+    assert start("--overwrite", "--eval.monitor", "AP/dark", "--train.epochs", "1", "--log.plots", "false") == ExitCode.DONE
