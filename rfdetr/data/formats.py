@@ -11,11 +11,10 @@ from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco import read_coco
 from rfdetr.data.findings import Findings
 from rfdetr.data.objects365 import find_objects365, read_objects365
-from rfdetr.data.shards import find_shards, is_address, list_folder, read_shards
+from rfdetr.data.shards import SPLITS, find_shards, is_address, list_folder, read_shards
 from rfdetr.data.yolo import find_yolo, read_yolo
 from rfdetr.errors import InputError
 
-SPLITS = ("train", "val", "test")
 COCO_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid"), "test": ("test2017", "test")}
 ROBOFLOW_NAMES = {"train": "train", "val": "valid", "test": "test"}
 ROBOFLOW_FILE = "_annotations.coco.json"
