@@ -1,6 +1,8 @@
 """Numeric precision of a run: choosing it, autocast, the gradient scaler, and an update that skips non-finite gradients."""
 
 import logging
+import platform
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Turn "auto" into "bf16" (CUDA with native bf16), "fp16" (other CUDA) or "fp32" (CPU, MPS); check the others.
+    """Turn "auto" into "bf16" where `multiplies_bf16`, else "fp16" on CUDA and "fp32" on a CPU or MPS; check the others.
 
     Raises:
         ValueError: an unknown name, or fp16 on a device that has no use for it.
@@ -21,12 +23,32 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision not in ("auto", "bf16", "fp16", "fp32"):
         raise ValueError(f"precision: {precision!r} is not one of auto, bf16, fp16, fp32")
     if precision == "auto":
-        if device.type != "cuda":
-            return "fp32"
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        if multiplies_bf16(device):
+            return "bf16"
+        return "fp16" if device.type == "cuda" else "fp32"
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"precision: fp16 needs a CUDA device, this run is on {device.type!r}; use bf16 or fp32")
+    if precision == "bf16" and device.type == "cpu" and not multiplies_bf16(device):
+        _warn_of_emulation()
     return precision
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Tell whether the device has instructions that multiply bf16; where it has none, bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    # on x86 oneDNN also supports bf16 where AVX-512 has to convert each number first, at twice the time of fp32
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@cache  # once a process
+def _warn_of_emulation() -> None:
+    logger.warning("precision: bf16 is emulated on this CPU, which has no instructions to multiply it, so that a step can take "
+                   "ten times as long as in fp32; use auto or fp32")
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

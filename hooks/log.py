@@ -16,7 +16,7 @@ from engine.hook import Hook
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
-    from engine.writers import Writer
+    from hooks.writers import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class LogHook(Hook):
     once there are any. Only the main process writes.
 
     Args:
-        writers: see `engine.writers.Writer`. One that fails is reported and dropped; training goes on.
+        writers: see `hooks.writers.Writer`. One that fails is reported and dropped; training goes on.
     """
 
     def __init__(self, writers: Sequence[Writer], *, every_steps: int = 50) -> None:

@@ -31,7 +31,7 @@ class PlotsHook(Hook):
     ``confusion_matrix.png`` and ``curves.png`` at the end. The better one of the regular and the ema model is shown.
 
     Args:
-        pictures: draws; `rfdetr.evaluation.RunPictures`, or anything with its methods.
+        pictures: draws; `rfdetr.plots.RunPictures`, or anything with its methods.
         val_dataset: gives (image, target) for an index; None: no predictions are drawn.
         postprocess: turns outputs and sizes into detections.
         coco_eval: its ``last_metrics`` give precision over recall, and the confusion matrix; None: neither is drawn.

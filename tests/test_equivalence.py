@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rfdetr.data.shapes import make_shapes
+from rfdetr.shapes.dataset import make_shapes
 
 SCRIPT = str(Path(__file__).with_name("equivalence_run.py"))
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -19,9 +19,9 @@ from run_folder import write_json
 
 from rfdetr import build
 from rfdetr.config import VARIANTS, ModelSection
-from rfdetr.data.check import has_errors, to_dict, to_text, write_fixed
-from rfdetr.data.check.fix import check_target
-from rfdetr.data.check.sheet import draw_sheet
+from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
+from rfdetr.datacheck.fix import check_target
+from rfdetr.datacheck.sheet import draw_sheet
 from rfdetr.errors import InputError
 
 logger = logging.getLogger(__name__)

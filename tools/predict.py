@@ -33,7 +33,7 @@ from rfdetr.build import build_model, build_postprocess
 from rfdetr.data import LabelMap, read_image
 from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.errors import InputError
-from rfdetr.evaluation.pictures import draw_detections
+from rfdetr.plots.pictures import draw_detections
 from rfdetr.prediction import checkpoint_classes, coco_results, predict
 from rfdetr.weights import load_weights, model_config_from_checkpoint, read_checkpoint
 

@@ -27,8 +27,8 @@ from engine import Hook, Trainer
 from engine.distributed import is_main_process, process_group, rank, sync_batch_norms, world_size
 from engine.randomness import seed_everything, seed_rank, set_deterministic
 from engine.sharding import shard
-from engine.trackers import MlflowWriter, WandbWriter
-from engine.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter, Writer
+from hooks.trackers import MlflowWriter, WandbWriter
+from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter, Writer
 from hooks import (
     BestCheckpointHook,
     CheckpointHook,

@@ -1,6 +1,6 @@
 """Data: reading data sets, label maps, augmentation, samplers and loaders."""
 
-from rfdetr.data.dataset import CocoDetection
+from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.formats import available_splits, detect_format
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD, preprocess, read_image
 from rfdetr.data.label_map import Category, LabelMap
@@ -11,7 +11,7 @@ from rfdetr.data.recipes import RECIPES, Recipe
 from rfdetr.data.samplers import EvalSampler, SampleKey, TrainBatchSampler
 
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "RECIPES", "Category", "CocoDetection", "DetectionLoader", "EvalSampler", "LabelMap",
+    "IMAGENET_MEAN", "IMAGENET_STD", "RECIPES", "Category", "DetectionDataset", "DetectionLoader", "EvalSampler", "LabelMap",
     "Recipe", "SampleKey", "TrainBatchSampler", "available_splits", "detect_format", "eval_loader", "multi_scale_sizes",
     "open_dataset", "preprocess", "read_image", "read_label_map", "train_loader",
 ]

@@ -24,7 +24,7 @@ from rfdetr.errors import InputError
 GREY = 124  # about ImageNet's mean, of the picture in place of one that cannot be read
 
 
-class CocoDetection(Dataset):
+class DetectionDataset(Dataset):
     """Images and COCO-style targets of one split; `open_dataset` makes it, whatever format the files have.
 
     An item is ``(image (3, H, W) float32 normalised, target)``. With a `SampleKey` it is augmented and has the key's size; with a

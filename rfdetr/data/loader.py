@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rfdetr.data.dataset import CocoDetection
+from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.samplers import EvalSampler, TrainBatchSampler
 from rfdetr.errors import InputError
 from rfdetr.nested_tensor import NestedTensor, collate
@@ -27,7 +27,7 @@ Batch = tuple[NestedTensor, list[dict[str, Tensor]]]
 
 
 def train_loader(
-    dataset: CocoDetection,
+    dataset: DetectionDataset,
     *,
     batch_size: int,
     seed: int,
@@ -53,7 +53,7 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: CocoDetection,
+    dataset: DetectionDataset,
     *,
     batch_size: int,
     size_divisor: int = 1,
@@ -88,7 +88,7 @@ class DetectionLoader(DataLoader):
 
     def __init__(
         self,
-        dataset: CocoDetection,
+        dataset: DetectionDataset,
         size_divisor: int,
         num_workers: int,
         *,

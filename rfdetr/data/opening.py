@@ -9,7 +9,7 @@ import numpy as np
 
 from rfdetr.data.annotations import RawSplit, clean, describe
 from rfdetr.data.cache import read_files
-from rfdetr.data.dataset import CocoDetection
+from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
 from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
 from rfdetr.data.label_map import LabelMap
@@ -35,7 +35,7 @@ def open_dataset(
     exif: str = "apply",
     cache: str = "none",
     raw: RawSplit | None = None,
-) -> CocoDetection:
+) -> DetectionDataset:
     """Read one split and say in one log line what it holds.
 
     Args:
@@ -46,7 +46,7 @@ def open_dataset(
         label_map: that of the training split or of a checkpoint; None makes it from the train split; "coco" keeps category
             ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
-        on_bad_image, exif: see `CocoDetection`.
+        on_bad_image, exif: see `DetectionDataset`.
         cache: "ram" keeps the files of all images in memory.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
@@ -69,7 +69,7 @@ def open_dataset(
     log("%s split: %s (%s, format %s)", split, describe(report), raw.source, found_format)
     if cache == "ram":
         annotations = replace(annotations, file_contents=read_files(annotations))
-    return CocoDetection(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
+    return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
                          on_bad_image=on_bad_image, exif=exif)
 
 

@@ -9,7 +9,7 @@ from toy import ToyModel
 from engine import evaluate
 from engine.device import resolve_device, to_device
 from engine.precision import resolve_precision
-from engine.writers import JsonlWriter, TensorBoardWriter
+from hooks.writers import JsonlWriter, TensorBoardWriter
 
 
 class Collect:

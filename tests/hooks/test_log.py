@@ -11,8 +11,8 @@ from stub_trainer import StubTrainer, through_a_file
 from toy import StopAt, make_trainer
 
 from engine import load_checkpoint
-from engine.writers import JsonlWriter
 from hooks import CheckpointHook, Hook, LogHook
+from hooks.writers import JsonlWriter
 
 
 class ListWriter:

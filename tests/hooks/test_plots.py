@@ -12,7 +12,7 @@ from torch import nn
 
 from hooks.plots import PlotsHook
 from rfdetr.data.samplers import SampleKey, TrainBatchSampler
-from rfdetr.evaluation import RunPictures
+from rfdetr.plots import RunPictures
 
 NAMES = ["cat", "dog"]
 RECALL = np.linspace(0, 1, 101)

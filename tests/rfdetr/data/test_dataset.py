@@ -1,4 +1,4 @@
-"""CocoDetection: targets against the goldens, boxes and masks that follow the pixels, and what happens to bad images."""
+"""DetectionDataset: targets against the goldens, boxes and masks that follow the pixels, and what happens to bad images."""
 
 import json
 from pathlib import Path

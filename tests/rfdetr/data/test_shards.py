@@ -10,10 +10,10 @@ import tarfile
 import fsspec
 import pytest
 import torch
-from pack_shards import pack_dataset
 from pycocotools import mask as coco_mask
 
 from rfdetr.data import available_splits, detect_format, open_dataset, train_loader
+from rfdetr.data.packing import pack_dataset
 from rfdetr.data.shards import list_folder
 from rfdetr.errors import InputError
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rfdetr.build import build_criterion
-from rfdetr.config import VARIANTS, LossConfig
+from rfdetr.config import VARIANTS
+from rfdetr.losses.config import LossConfig
 from rfdetr.losses.functional import FOREGROUND
 
 

@@ -1,7 +1,0 @@
-"""The check of a data set before anything is trained on it: `check_dataset`, its report, and a corrected copy."""
-
-from rfdetr.data.check.dataset_check import DatasetCheck, check_dataset
-from rfdetr.data.check.fix import write_fixed
-from rfdetr.data.check.report import has_errors, to_dict, to_text
-
-__all__ = ["DatasetCheck", "check_dataset", "has_errors", "to_dict", "to_text", "write_fixed"]

@@ -1,0 +1,114 @@
+"""Pack a data set of any format into tar shards in WebDataset's layout, with an index (shards.py says what is in them)."""
+
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rfdetr.data.annotations import RawSplit
+from rfdetr.data.formats import available_splits, detect_format, read_split
+from rfdetr.data.images import IMAGE_SUFFIXES
+from rfdetr.data.segmentations import decode
+from rfdetr.data.shards import CATEGORIES, find_shards, scan_shards
+from rfdetr.errors import InputError
+from rfdetr.files import appearing_folder, write_json
+
+MEGABYTE = 10**6
+
+
+def pack_dataset(dataset_dir: str | Path, output: Path, *, format: str = "auto", shard_mb: int = 256) -> dict[str, RawSplit]:
+    """Pack all splits of a data set into a new folder, which appears when it is complete.
+
+    Returns:
+        what was packed, by split.
+    """
+    format = detect_format(dataset_dir, format)
+    packed = {}
+    with _new_folder(output) as folder:
+        for split in available_splits(dataset_dir, format):
+            packed[split] = read_split(dataset_dir, split, format=format, with_masks=True)
+            pack_split(packed[split], folder, split, shard_mb * MEGABYTE)
+        categories = {category.id: category._asdict() for raw in reversed(packed.values()) for category in raw.categories}
+        write_json(folder / CATEGORIES, {"categories": [categories[id_] for id_ in sorted(categories)]})
+        for split, shards in find_shards(folder).items():
+            content = scan_shards(shards)
+            content["categories"] = [category._asdict() for category in packed[split].categories]
+            (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    return packed
+
+
+def pack_split(raw: RawSplit, folder: Path, split: str, shard_bytes: int) -> None:
+    """Write the shards of one split; a shard is closed when it has reached its size."""
+    order = np.argsort(raw.image_indices, kind="stable")
+    ends = np.cumsum(np.bincount(raw.image_indices, minlength=len(raw.image_ids)))
+    number, tar = 0, None
+    for index, name in enumerate(tqdm(raw.file_names, desc=split, unit="images", disable=not sys.stderr.isatty())):
+        if tar is None:
+            tar = tarfile.open(folder / f"{split}-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT)
+        picture = _read_picture(raw, name)
+        rows = order[ends[index - 1] if index else 0 : ends[index]]
+        key = f"{raw.image_ids[index]:012d}"
+        _add(tar, f"{key}{Path(name).suffix.lower()}", picture)
+        _add(tar, f"{key}.json", json.dumps(_entry(raw, index, rows)).encode())
+        if tar.offset >= shard_bytes or index == len(raw.file_names) - 1:
+            tar.close()
+            number, tar = number + 1, None
+
+
+def _entry(raw: RawSplit, index: int, rows: np.ndarray) -> dict[str, Any]:
+    """Return COCO's entry of an image, with its annotations in it."""
+    height, width = raw.image_sizes[index].tolist()
+    return {"id": int(raw.image_ids[index]), "file_name": raw.file_names[index], "width": width, "height": height,
+            "annotations": [_annotation(raw, row) for row in rows.tolist()]}
+
+
+def _annotation(raw: RawSplit, row: int) -> dict[str, Any]:
+    left, top, right, bottom = raw.boxes[row].tolist()
+    annotation = {"id": row + 1, "category_id": int(raw.category_ids[row]), "bbox": [left, top, right - left, bottom - top],
+                  "iscrowd": int(raw.is_crowd[row])}
+    if np.isfinite(raw.areas[row]):
+        annotation["area"] = float(raw.areas[row])
+    segmentation = decode(raw.segmentations[row])
+    if segmentation:
+        annotation["segmentation"] = segmentation
+    return annotation
+
+
+def _read_picture(raw: RawSplit, name: str) -> bytes:
+    if not name.lower().endswith(IMAGE_SUFFIXES):
+        raise InputError(f"{raw.source}: {name!r} has none of the endings {', '.join(IMAGE_SUFFIXES)}; rename the file")
+    if raw.open_image is not None:
+        return raw.open_image(name).read()
+    path = raw.image_root / name
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such image file; put it there, or take it out of the annotations") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file without a date or an owner, so that the same data give the same bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder beside `output` to write into, and rename it when all went well; otherwise nothing is left."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output}: exists and is not an empty folder; choose another, or delete it")
+    partial = output.with_name(f"{output.name}.partial")
+    if partial.exists():
+        raise InputError(f"{partial}: exists, so {output} is being packed, or that was stopped; if it was stopped, delete it")
+    with appearing_folder(output, partial):
+        yield partial

@@ -1,0 +1,7 @@
+"""The check of a data set before anything is trained on it: `check_dataset`, its report, and a corrected copy."""
+
+from rfdetr.datacheck.dataset_check import DatasetCheck, check_dataset
+from rfdetr.datacheck.fix import write_fixed
+from rfdetr.datacheck.report import has_errors, to_dict, to_text
+
+__all__ = ["DatasetCheck", "check_dataset", "has_errors", "to_dict", "to_text", "write_fixed"]

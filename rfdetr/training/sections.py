@@ -1,0 +1,279 @@
+"""Sections of a run's configuration beside the model and the loss: what to train on, how, and what to write down.
+
+Each is a frozen dataclass whose fields are documented where they are declared (``--help`` shows that text) and which checks
+itself when it is made. The defaults are those that RF-DETR was published with.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rfdetr.errors import InputError
+from rfdetr.fields import check_choices, check_fields, is_count, is_fraction, is_name_or_none, is_not_negative, is_positive
+
+
+def _is_paths_or_none(value: dict[str, dict[str, str]] | None) -> bool:
+    return value is None or all(split in ("train", "val", "test") and set(paths) == {"annotations", "images"}
+                                for split, paths in value.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer and its learning rates."""
+
+    lr: float = 1e-4
+    """Learning rate of the heads, the projector and, times lr_component_decay, the decoder."""
+    lr_encoder: float = 1.5e-4
+    """Learning rate of the ViT's last block before the decays; earlier blocks get less."""
+    weight_decay: float = 1e-4
+    """Weight decay; biases, norms and embeddings of the ViT have none."""
+    lr_vit_layer_decay: float = 0.8
+    """Factor on the learning rate from one ViT block to the block before it."""
+    lr_component_decay: float = 0.7
+    """Factor on the decoder's learning rate; squared for the encoder."""
+    optimizer: str = "AdamW"
+    """A class of torch.optim, or the import path of an optimizer."""
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the optimizer, such as betas."""
+    schedule: str = "step"
+    """step (a tenth from lr_drop on), cosine (down to lr_min_factor), a class of torch.optim.lr_scheduler, or an import path."""
+    schedule_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a scheduler that is a class; it counts optimizer steps."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0; fractions are allowed."""
+    lr_drop: int = 100
+    """Epoch of the drop (schedule "step")."""
+    lr_min_factor: float = 0.0
+    """What is left of the learning rate at the end (schedule "cosine"), 0 to 1."""
+    clip_max_norm: float = 0.1
+    """Gradients are scaled down to this global L2 norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "optim", "above 0", is_positive, "lr", "lr_vit_layer_decay", "lr_component_decay")
+        check_fields(self, "optim", "0 or more", is_not_negative, "lr_encoder", "weight_decay", "warmup_epochs", "clip_max_norm")
+        check_fields(self, "optim", "1 or more", is_count, "lr_drop")
+        check_fields(self, "optim", "between 0 and 1", is_fraction, "lr_min_factor")
+        for key in ("lr", "weight_decay"):
+            if key in self.optimizer_args:
+                raise InputError(f"optim.optimizer_args: {key} changes nothing there, since every parameter group has its own; "
+                                 f"set optim.{key}")
+        if self.schedule in ("step", "cosine") and self.schedule_args:
+            raise InputError(f"optim.schedule_args: {self.schedule!r} takes none; it has lr_drop, lr_min_factor, warmup_epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are, and how they become batches."""
+
+    dataset_dir: str | None = None
+    """Folder of the data set, or an address of shards (s3://...); where format is "shapes" the data set is made in it."""
+    format: Literal["auto", "coco", "roboflow", "yolo", "objects365", "shards", "shapes"] = "auto"
+    """Layout of the folder: COCO's, Roboflow's COCO export, YOLO's data.yaml, Objects365's, tar shards, our made-up shapes, or
+    found out by looking."""
+    batch_size: int = 4
+    """Images of a batch, in each process."""
+    eval_batch_size: int | None = None
+    """Images of an evaluation batch, in each process (default: batch_size)."""
+    num_workers: int = 2
+    """Loader processes, for each training process; 0 loads in the training process itself."""
+    augment: str | list[dict[str, Any]] = "default"
+    """Recipe of the training images (none, default, flips, light, conservative, aggressive, aerial, industrial), or a list
+    of torchvision v2 transforms by class_path."""
+    multi_scale: bool = True
+    """Train every step at a scale of its own around model.resolution."""
+    expanded_scales: bool = True
+    """Eleven scales instead of eight (with multi_scale)."""
+    label_map: Literal["contiguous", "coco"] = "contiguous"
+    """Labels 0 to K-1 in the order of the category ids, or the category ids themselves as in the official COCO weights."""
+    splits: dict[str, dict[str, str]] | None = None
+    """COCO files of a layout of one's own, relative to dataset_dir: {train: {annotations: a.json, images: folder}, val: ...}."""
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    """An image that cannot be read stops the run, or is named, counted and left out; evaluation counts its objects as missed."""
+    exif: Literal["apply", "refuse"] = "apply"
+    """Turn images as their EXIF data says, in training, evaluation and prediction alike, or take such images for bad ones."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: keep the image files in memory, once for each training process; refused if they do not fit."""
+    prefetch_factor: int = 2
+    """Batches that each loader process prepares in advance."""
+    persistent_workers: bool = True
+    """Keep the loader processes from one epoch to the next."""
+    start_method: Literal["auto", "fork", "spawn", "forkserver"] = "auto"
+    """How loader processes are started; auto is the system's own way (spawn on Windows and macOS)."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "data")
+        check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor")
+        check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "eval_batch_size")
+        check_fields(self, "data", "{split: {annotations: file, images: folder}} for train, val and test, or some of them",
+                     _is_paths_or_none, "splits")
+        check_fields(self, "data", "0 or more", is_not_negative, "num_workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, where and how exactly to train."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    grad_accum_steps: int = 1
+    """Batches of one optimizer update; the effective batch is batch_size x grad_accum_steps x processes."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 on GPUs and CPUs with instructions that multiply it, fp16 on other NVIDIA GPUs, fp32 elsewhere."""
+    seed: int = 42
+    """Seed of the weights, the data order, the augmentation and dropout."""
+    deterministic: bool = False
+    """Use only operations that repeat bit for bit (slower on GPUs)."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    output_dir: str = "output"
+    """Folder of the run's files."""
+    save_every_steps: int = 0
+    """Write checkpoint.pth also every so many steps; 0: after epochs only."""
+    keep: int = 1
+    """Earlier versions of checkpoint.pth that stay beside it, in case the newest is damaged."""
+    max_bad_steps: int = 20
+    """Updates in a row with non-finite gradients (each is skipped) after which the run stops."""
+    max_hours: float = 0.0
+    """Stop with a valid checkpoint after so many hours; 0: no limit."""
+    compile: bool = False
+    """Compile the blocks of ViT and decoder (torch.compile): faster steps after some minutes of compiling."""
+    sync_bn: bool = False
+    """Batch norms take their statistics over all processes; refused for a model that has none, as ours."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: a whole model in each (ddp), or its parameters divided over them (fsdp; needs ema off)."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "train")
+        check_fields(self, "train", "1 or more", is_count, "epochs", "grad_accum_steps", "max_bad_steps")
+        check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "max_hours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig:
+    """Exponential moving average of the weights, evaluated beside them."""
+
+    enabled: bool = True
+    """Keep an average."""
+    decay: float = 0.993
+    """What an update keeps of the average, once warmed up; 0 to 1."""
+    tau: float = 100.0
+    """Updates over which the decay grows from 0; 0: full decay at once."""
+    update_every: int = 1
+    """Steps from one update of the average to the next."""
+    use_buffers: bool = True
+    """Average floating-point buffers too, instead of copying them."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "ema", "between 0 and 1", is_fraction, "decay")
+        check_fields(self, "ema", "0 or more", is_not_negative, "tau")
+        check_fields(self, "ema", "1 or more", is_count, "update_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropConfig:
+    """Stochastic depth in the ViT and dropout in the decoder."""
+
+    drop_path: float = 0.0
+    """Drop-path rate of the last ViT block; earlier blocks get linearly less."""
+    dropout: float = 0.0
+    """Dropout rate of the decoder."""
+    mode: Literal["standard", "early", "late"] = "standard"
+    """standard: all the time; early: until cutoff_epoch; late: from cutoff_epoch on."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Shape of the rate before the cutoff (mode "early"): as it is, or falling to 0."""
+    cutoff_epoch: int = 0
+    """Epoch at which modes "early" and "late" switch."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "drop")
+        check_fields(self, "drop", "0 or more and below 1", lambda value: 0 <= value < 1, "drop_path", "dropout")
+        check_fields(self, "drop", "0 or more", is_not_negative, "cutoff_epoch")
+        if self.schedule == "linear" and self.mode != "early":
+            raise InputError(f'drop.schedule: "linear" falls to 0 at the cutoff, which drop.mode {self.mode!r} does not do; use '
+                             'drop.mode "early", or "constant"')
+        if self.cutoff_epoch and self.mode == "standard":
+            raise InputError(f'drop.cutoff_epoch: {self.cutoff_epoch} changes nothing with drop.mode "standard"; use "early" or '
+                             '"late", or leave it out')
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """Stopping when the metric of eval.monitor no longer improves; the better of the weights and their average counts."""
+
+    enabled: bool = False
+    """Stop early."""
+    patience: int = 10
+    """Evaluations in a row without improvement after which the run stops."""
+    min_delta: float = 0.001
+    """What counts as improvement."""
+    use_ema: bool = False
+    """Look at the average's metric alone."""
+    check_finite: bool = True
+    """Stop at once when the metric is not finite."""
+    stopping_threshold: float | None = None
+    """Stop at once when the metric is above this."""
+    divergence_threshold: float | None = None
+    """Stop at once when the metric is below this."""
+    verbose: bool = False
+    """Log after each evaluation how far the patience goes."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "early_stopping", "1 or more", is_count, "patience")
+        check_fields(self, "early_stopping", "0 or more", is_not_negative, "min_delta")
+        above, below = self.stopping_threshold, self.divergence_threshold
+        if above is not None and below is not None and above < below:
+            raise InputError(f"early_stopping.stopping_threshold: {above} is less than divergence_threshold, {below}, so any "
+                             "metric would stop the run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured on the validation and test images."""
+
+    every_epochs: int = 1
+    """Evaluate after every so many epochs, and after the last."""
+    max_dets: int = 500
+    """Detections of an image that count; COCO's own tables use 100."""
+    per_class: bool = True
+    """Also report the AP of each class."""
+    models: Literal["both", "regular", "ema"] = "both"
+    """Which weights are evaluated: the trained ones, their average, or both."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
+    """Precision of evaluations; with fp32 the numbers hardly depend on the machine."""
+    run_test: bool = False
+    """Evaluate the best weights on the test split at the end."""
+    monitor: str = "mAP_50_95"
+    """Metric that decides about best checkpoints and early stopping, without its prefix (val/, val/ema_): mAP_50, segm_mAP_50_95,
+    F1, AP/<class>, ..."""
+    skip_first_epochs: int = 0
+    """Evaluations after so many epochs from the start count neither for the best checkpoint nor for early stopping."""
+
+    def __post_init__(self) -> None:
+        check_choices(self, "eval")
+        check_fields(self, "eval", "1 or more", is_count, "every_epochs", "max_dets")
+        check_fields(self, "eval", "0 or more", is_not_negative, "skip_first_epochs")
+        check_fields(self, "eval", "a name without val/ or ema_ before it (the average is followed by its own)",
+                     lambda name: name and not name.startswith(("val/", "ema_")), "monitor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What a run writes down; metrics.jsonl is always written."""
+
+    every_steps: int = 20
+    """Training losses are written every so many steps."""
+    tensorboard: bool = True
+    """Write TensorBoard events into output_dir."""
+    csv: bool = False
+    """Write metrics.csv too, a row a step."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to; needs the extra [wandb]. WANDB_MODE=offline needs no network."""
+    mlflow: str | None = None
+    """Experiment of MLflow to log to; needs the extra [mlflow]. MLFLOW_TRACKING_URI says where, default ./mlflow.db."""
+    progress: bool = True
+    """Show a progress bar (on terminals only)."""
+    plots: bool = True
+    """Draw curves and example pictures into output_dir at the end."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "log", "1 or more", is_count, "every_steps")
+        check_fields(self, "log", "a name, or null", is_name_or_none, "wandb", "mlflow")

@@ -1,0 +1,115 @@
+"""The writers: what stands in their files, over odd values, resumed runs and killed ones; and that none stops a training."""
+
+import csv
+import json
+import logging
+import math
+
+import pytest
+from toy import make_trainer
+
+from hooks import LogHook
+from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter
+
+ODD = {"val/AP/red, \"blood\" cell": 0.5, "train/loss": math.nan, "train/grad_norm": math.inf}
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_events(folder):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {tag: [(event.step, event.value) for event in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def test_csv_has_a_row_a_step_and_takes_in_later_columns(tmp_path):
+    writer = CsvWriter(tmp_path / "run" / "metrics.csv")
+    writer.rewind(0)
+    writer.write({"train/loss": 2.0}, 2, 0)
+    writer.write({"train/loss": 1.5}, 4, 0)
+    writer.write({"val/mAP": 0.25, "val/AP/cat": 0.125}, 4, 1)
+    writer.write({"train/loss": 1.25}, 6, 1)
+    assert (tmp_path / "run" / "metrics.csv").read_text().splitlines() == [
+        "step,epoch,train/loss,val/mAP,val/AP/cat", "2,0,2.0,,", "4,1,1.5,0.25,0.125", "6,1,1.25,,",
+    ]  # fmt: skip
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.csv"]
+
+
+def test_csv_keeps_odd_names_and_values(tmp_path):
+    CsvWriter(tmp_path / "metrics.csv").write(ODD, 1, 0)
+    (row,) = read_rows(tmp_path / "metrics.csv")
+    assert row == {"step": "1", "epoch": "0", "val/AP/red, \"blood\" cell": "0.5", "train/loss": "nan", "train/grad_norm": "inf"}
+
+
+def test_csv_goes_on_after_the_step_of_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = CsvWriter(path)
+    for step in (2, 4, 6):
+        first.write({"train/loss": float(step)}, step, 0)
+    with open(path, "a") as file:
+        file.write("8,0")  # killed in the middle of a line
+    resumed = CsvWriter(path)
+    resumed.rewind(4)
+    resumed.write({"train/loss": -6.0}, 6, 0)
+    resumed.write({"val/mAP": 0.5}, 6, 1)
+    assert [(row["step"], row["train/loss"], row["val/mAP"]) for row in read_rows(path)] == [
+        ("2", "2.0", ""), ("4", "4.0", ""), ("6", "-6.0", "0.5")
+    ]  # fmt: skip
+    CsvWriter(path).rewind(0)
+    assert read_rows(path) == []
+
+
+def test_csv_that_is_not_rewound_is_added_to(tmp_path):
+    for step in (1, 2):
+        CsvWriter(tmp_path / "metrics.csv").write({"train/loss": 1.0}, step, 0)
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.csv")] == ["1", "2"]
+
+
+def test_jsonl_has_null_for_what_json_lacks_and_forgets_later_steps(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path)
+    writer.write(ODD, 1, 0)
+    writer.write({"train/loss": 1.0}, 2, 0)
+    writer.close()
+    assert json.loads(path.read_text().splitlines()[0]) == {
+        "step": 1, "epoch": 0, "val/AP/red, \"blood\" cell": 0.5, "train/loss": None, "train/grad_norm": None
+    }  # fmt: skip
+    JsonlWriter(path).rewind(1)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1]
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    first = TensorBoardWriter(tmp_path)
+    first.rewind(0)
+    first.write(ODD, 2, 0)
+    first.write({"train/grad_norm": 9.0}, 4, 0)
+    first.close()
+    resumed = TensorBoardWriter(tmp_path)
+    resumed.rewind(2)
+    resumed.write({"train/grad_norm": 1.0}, 4, 1)
+    resumed.close()
+    events = read_events(tmp_path)
+    assert events["train/grad_norm"] == [(2, math.inf), (4, 1.0)] and events["epoch"] == [(2, 0.0), (4, 1.0)]
+    assert events["val/AP/red, \"blood\" cell"] == [(2, 0.5)] and math.isnan(events["train/loss"][0][1])
+
+
+def test_the_console_leaves_details_to_the_files(caplog):
+    with caplog.at_level(logging.INFO):
+        ConsoleWriter().write({"train/loss": math.nan, "train/loss_ce_0": 1.0, "val/AP/cat": 1.0, "val/mAP": 0.5}, 3, 1)
+    assert caplog.messages == ["epoch 1  step 3  loss nan  val/mAP 0.5"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda folder: CsvWriter(folder / "a_file" / "metrics.csv"),
+    lambda folder: JsonlWriter(folder / "a_file" / "metrics.jsonl"),
+    lambda folder: TensorBoardWriter(folder / "a_file" / "events"),
+], ids=["csv", "jsonl", "tensorboard"])  # fmt: skip
+def test_a_writer_that_fails_is_reported_once_and_the_training_goes_on(tmp_path, caplog, make):
+    (tmp_path / "a_file").write_text("where the writer wants a folder")
+    trainer = make_trainer(tmp_path, hooks=[LogHook([make(tmp_path)], every_steps=1)])
+    trainer.train()
+    assert trainer.step == trainer.max_steps
+    assert len([message for message in caplog.messages if "failed and is not used any more" in message]) == 1

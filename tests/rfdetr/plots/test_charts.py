@@ -1,0 +1,88 @@
+"""Plots of a run: they are made without pyplot, from files as runs leave them, and skipped without matplotlib."""
+
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rfdetr.plots.charts import plot_confusion, plot_curves, plot_pr_curves, read_scalars
+
+RECALL = np.linspace(0, 1, 101)
+
+
+@pytest.fixture
+def metrics_file(tmp_path):
+    rows = [
+        {"step": 10, "epoch": 0, "train/loss": 9.0, "train/loss_ce": 1.0, "train/lr": 1e-4},
+        {"step": 20, "epoch": 1, "train/loss": None, "train/loss_ce": 0.8, "train/lr": 5e-5},
+        {"step": 20, "epoch": 1, "val/mAP_50_95": 0.2, "val/ema_mAP_50_95": 0.3, "val/ema_mAP_50": 0.5, "val/ema_F1": 0.4,
+         "val/ema_AP/cat": 0.2, "val/ema_AP/dog": 0.4, "note": "text"},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 30, "trai')
+    return path
+
+
+def _size(path):
+    with Image.open(path) as picture:
+        assert np.asarray(picture.convert("L")).std() > 5, "there is something on it"
+        return picture.size
+
+
+def test_scalars_are_read_without_gaps_and_broken_lines(metrics_file):
+    scalars = read_scalars(metrics_file)
+    assert scalars["train/loss"] == ([10], [9.0])
+    assert scalars["train/lr"] == ([10, 20], [1e-4, 5e-5])
+    assert "note" not in scalars and "step" not in scalars
+
+
+def test_curves(metrics_file, tmp_path):
+    assert plot_curves(metrics_file, tmp_path / "curves.png")
+    wide = _size(tmp_path / "curves.png")
+    metrics_file.write_text('{"step": 1, "epoch": 0, "train/loss": 2.5}\n')
+    assert plot_curves(metrics_file, tmp_path / "curves.png")
+    assert _size(tmp_path / "curves.png") < wide, "only what there is gets a panel"
+
+
+def test_curves_without_values(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert not plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert "holds no values" in caplog.text and not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("num_classes", [1, 6, 80])
+def test_pr_curves(tmp_path, num_classes):
+    curves = {f"class {label}": (RECALL, np.clip(1.2 - RECALL, 0, 1)) for label in range(num_classes)}
+    assert plot_pr_curves(curves, tmp_path / "pr_curve.png")
+    _size(tmp_path / "pr_curve.png")
+
+
+def test_pr_curves_of_nothing(tmp_path, caplog):
+    assert not plot_pr_curves({}, tmp_path / "pr_curve.png")
+    assert "no class has objects" in caplog.text
+
+
+@pytest.mark.parametrize("num_classes", [1, 30])
+def test_confusion(tmp_path, num_classes):
+    counts = np.eye(num_classes + 1, dtype=np.int64) * 5
+    counts[-1] = 0  # no false alarm: a row without anything
+    names = [f"class {label}" for label in range(num_classes)]
+    assert plot_confusion(counts, names, tmp_path / "confusion_matrix.png", score_threshold=0.4)
+    _size(tmp_path / "confusion_matrix.png")
+
+
+def test_pyplot_is_not_touched(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it now fails
+    assert plot_pr_curves({"cat": (RECALL, 1 - RECALL)}, tmp_path / "pr_curve.png")
+
+
+def test_without_matplotlib_a_line_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with caplog.at_level(logging.WARNING):
+        assert not plot_pr_curves({"cat": (RECALL, 1 - RECALL)}, tmp_path / "pr_curve.png")
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'pr_curve.png'} is not drawn: matplotlib is not installed (pip install matplotlib)"
+    ]
