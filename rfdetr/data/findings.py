@@ -25,6 +25,7 @@ class Kind(NamedTuple):
     group: Literal["files", "classes", "images", "boxes"]
     text: str  # what it is, after the count: "label files without an image"
     advice: str  # what to do about it
+    fix: Literal["leaves", "repairs", "drops"] = "leaves"  # what --fix does with such an entry
 
 
 @dataclass
