@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import HOOK_POINTS, Hook
-from rfdetr.config import RunConfig
+from rfdetr.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "hooks", "rfdetr", "tools")

@@ -14,8 +14,8 @@ import torch
 from PIL import ExifTags, Image
 
 from rfdetr import VARIANTS, build_model
-from rfdetr.config import RunConfig
 from rfdetr.errors import InputError
+from rfdetr.training.config import RunConfig
 
 SECTIONS = {section.name: type(section.default) for section in fields(RunConfig) if is_dataclass(section.default)}
 OPTIONS = [f"{name}.{option.name}" for name, section in SECTIONS.items() for option in fields(section)] + ["hooks"]

@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import predict
 import pytest
 import torch
-from command_line import make_parser, parse, run_config
 from PIL import Image
+from reading import read
 
-from rfdetr import build
+from rfdetr.build import build_model, build_postprocess
 from rfdetr.errors import InputError
+from rfdetr.training.commands import predict
+from rfdetr.training.data import build_eval_loader, open_split
 from rfdetr.weights import load_weights, model_config_from_checkpoint, read_checkpoint
 
 TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
@@ -26,7 +27,7 @@ def run(finished_run, dataset_dir, tmp_path):
 
     def start(*argv: str, source: Path = dataset_dir / "valid", name: str = "checkpoint_best_total.pth") -> list[dict]:
         output = str(tmp_path / "found")
-        assert predict.main(["--checkpoint", str(finished_run / name), "--input", str(source), "--output", output, *argv]) == 0
+        assert predict(["--checkpoint", str(finished_run / name), "--input", str(source), "--output", output, *argv]) == 0
         return json.loads((tmp_path / "found" / "predictions.json").read_text())
 
     return start
@@ -35,14 +36,13 @@ def run(finished_run, dataset_dir, tmp_path):
 def evaluated(checkpoint: Path, split: str) -> dict[int, dict]:
     """Return image id -> results, as evaluation computes them."""
     content = read_checkpoint(checkpoint)
-    parser = make_parser("test")
-    config, _ = run_config(parser, parse(parser, ["--cfg", str(checkpoint.parent / "config.yaml")]))
+    config = read("--cfg", str(checkpoint.parent / "config.yaml"))
     architecture = model_config_from_checkpoint(content)
-    model = build.build_model(architecture).eval()
+    model = build_model(architecture).eval()
     load_weights(model, content)
-    postprocess = build.build_postprocess(architecture)
+    postprocess = build_postprocess(architecture)
     results = {}
-    for samples, targets in build.build_loader(build.build_dataset(config.data, architecture, split), config.data, architecture):
+    for samples, targets in build_eval_loader(config.data, open_split(config.data, architecture, split), architecture, torch.device("cpu")):
         with torch.no_grad():
             found = postprocess(model(samples), torch.stack([target["orig_size"] for target in targets]))
         results |= {int(target["image_id"]): result for target, result in zip(targets, found)}
@@ -154,7 +154,7 @@ def test_what_is_there_is_not_written_over(run, dataset_dir, tmp_path):
 def test_bad_input_is_one_message(tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
-        predict.main(argv)
+        predict(argv)
     assert list(tmp_path.iterdir()) == []
 
 

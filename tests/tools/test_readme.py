@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 
 from rfdetr import build_model, load_weights
-from rfdetr.config import DataConfig, ModelSection, RunConfig, TrainConfig
+from rfdetr.training import DataConfig, DetectorConfig, RunConfig, TrainConfig, build_trainer
 from rfdetr.weights import model_config_from_checkpoint, read_checkpoint
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -60,9 +59,9 @@ def test_the_hook_saves_the_best_of_a_class(workplace, monkeypatch):
     hook = __import__(module).BestOfClassHook("bright")
     monkeypatch.delitem(sys.modules, module)
     config = RunConfig(
-        model=ModelSection(variant="pico", resolution=64), data=DataConfig(dataset_dir="data/mine", num_workers=0, batch_size=2),
+        model=DetectorConfig(variant="pico", resolution=64), data=DataConfig(dataset_dir="data/mine", num_workers=0, batch_size=2),
         train=TrainConfig(epochs=1, device="cpu", output_dir="run"),
     )  # fmt: skip
-    train.build_trainer(config, [hook]).train()
+    build_trainer(config, [hook]).train()
     assert hook.state_dict() == {"best": hook.best} and 0 <= hook.best <= 1
     assert torch.load("run/best_of_class.pth", weights_only=True)["epoch"] == 1

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import train
+
+from rfdetr.training.commands import fit
 
 TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
 CLOCKS = {"train/images_per_s": 0.0, "train/data_wait": 0.0}
@@ -44,7 +45,7 @@ def test_two_nodes_train_what_one_process_trains(config_file, tmp_path):
     argv = ["--cfg", config_file, *SHORT]
     nodes = [start_node(node, meeting, *argv, "--data.batch_size", "2", "--train.output_dir", str(tmp_path / "two"))
              for node in range(2)]
-    assert train.main([*argv, "--data.batch_size", "4", "--train.output_dir", str(tmp_path / "one")]) == 0
+    assert fit([*argv, "--data.batch_size", "4", "--train.output_dir", str(tmp_path / "one")]) == 0
     for process in nodes:
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output

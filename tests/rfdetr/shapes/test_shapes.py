@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rfdetr.shapes import dataset as shapes
 from rfdetr.errors import InputError
+from rfdetr.shapes import dataset as shapes
 from rfdetr.shapes.dataset import make_shapes, run_lengths
 from rfdetr.shapes.scenes import CLASS_NAMES, MIN_VISIBLE, NUM_OBJECTS, draw_scene, signed_distance
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import ExitCode, make_parser, parse, plain_dict, run_config, run_tool
 
 from engine import CheckpointError
-from rfdetr.config import RunConfig
 from rfdetr.errors import InputError
+from rfdetr.training.command_line import ExitCode, run_tool
+from rfdetr.training.config import RunConfig
+from rfdetr.training.parsing import make_config, make_parser, parse, plain_dict
 
-CONFIGS = Path(__file__).parents[2] / "tools" / "configs"
+CONFIGS = Path(__file__).parents[3] / "tools" / "configs"
 
 HOOK_FILE = """
 from hooks import Hook
@@ -39,19 +40,17 @@ def write(tmp_path, monkeypatch):
 
 
 def read(*argv: str):
-    parser = make_parser("test")
-    return run_config(parser, parse(parser, argv))
+    parser = make_parser(RunConfig, "test")
+    return make_config(RunConfig, parser, parse(RunConfig, parser, argv))
 
 
 def test_without_arguments_everything_has_its_default():
-    config, hooks = read()
-    assert config == RunConfig()
-    assert hooks == []
+    assert read() == RunConfig()
 
 
 def test_overrides_go_over_the_file_and_the_file_over_the_defaults(write):
     path = write("run.yaml", "optim: {lr: 1e-3, weight_decay: 0}\nmodel: {variant: pico, resolution: [128, 256]}\n")
-    config, _ = read("--cfg", path, "--optim.weight_decay", "0.5", "--train.epochs=3")
+    config = read("--cfg", path, "--optim.weight_decay", "0.5", "--train.epochs=3")
     assert (config.optim.lr, config.optim.weight_decay, config.train.epochs) == (1e-3, 0.5, 3)
     assert config.model.resolution == (128, 256)
 
@@ -59,7 +58,7 @@ def test_overrides_go_over_the_file_and_the_file_over_the_defaults(write):
 def test_lists_and_dicts_are_settings_too(write):
     flip = {"class_path": "torchvision.transforms.v2.RandomHorizontalFlip", "init_args": {"p": 0.5}}
     path = write("run.yaml", yaml.safe_dump({"data": {"augment": [flip]}, "optim": {"optimizer_args": {"betas": [0.9, 0.99]}}}))
-    config, _ = read("--cfg", path)
+    config = read("--cfg", path)
     assert config.data.augment == [flip]
     assert config.optim.optimizer_args == {"betas": [0.9, 0.99]}
 
@@ -72,8 +71,8 @@ def test_the_configurations_that_come_along_are_valid(path):
 def test_the_plain_dict_gives_the_same_configuration_again(write):
     write("plain_hooks.py", HOOK_FILE.format(name="PlainHook", point="after_step"))
     path = write("run.yaml", "model: {resolution: [384, 448]}\nhooks: [{class_path: plain_hooks.PlainHook}]\n")
-    config, _ = read("--cfg", path)
-    again, _ = read("--cfg", write("again.yaml", yaml.safe_dump(plain_dict(config))))
+    config = read("--cfg", path)
+    again = read("--cfg", write("again.yaml", yaml.safe_dump(plain_dict(config))))
     assert again == config
 
 
@@ -137,7 +136,7 @@ def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
         raise error
 
     waits = []
-    monkeypatch.setattr("command_line.time.sleep", waits.append)
+    monkeypatch.setattr("rfdetr.training.command_line.time.sleep", waits.append)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as stop:
@@ -156,7 +155,7 @@ def test_a_finished_tool_exits_with_its_code():
 def test_torch_without_its_torchvision_is_one_message(write, tmp_path):
     write("torch.py", "")
     write("torchvision.py", "raise RuntimeError('operator torchvision::nms does not exist')\n")
-    tool = Path(__file__).parents[2] / "tools" / "installation.py"
+    tool = Path(__file__).parents[3] / "tools" / "installation.py"
     done = subprocess.run([sys.executable, str(tool)], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: torch ") and "matching pair" in done.stderr
