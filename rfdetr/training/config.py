@@ -42,7 +42,7 @@ class DetectorConfig:
     ema_weights: bool = False
     """Start from the averaged weights that the checkpoint holds beside the trained ones."""
     resize_head: bool = False
-    """Fit a class head of other classes: rows of the same class name are taken over, others start afresh; off, that is an error."""
+    """Fit a class head of other classes: rows of a class of the same name are taken over, others start afresh. Off, an error."""
     backbone_weights: str | None = None
     """DINOv2 weights for the ViT alone: "timm" downloads them, or a file (default: random weights)."""
     freeze: tuple[str, ...] = ()

@@ -42,7 +42,8 @@ def evaluated(checkpoint: Path, split: str) -> dict[int, dict]:
     load_weights(model, content)
     postprocess = build_postprocess(architecture)
     results = {}
-    for samples, targets in build_eval_loader(config.data, open_split(config.data, architecture, split), architecture, torch.device("cpu")):
+    dataset = open_split(config.data, architecture, split)
+    for samples, targets in build_eval_loader(config.data, dataset, architecture, torch.device("cpu")):
         with torch.no_grad():
             found = postprocess(model(samples), torch.stack([target["orig_size"] for target in targets]))
         results |= {int(target["image_id"]): result for target, result in zip(targets, found)}

@@ -59,7 +59,8 @@ def test_the_hook_saves_the_best_of_a_class(workplace, monkeypatch):
     hook = __import__(module).BestOfClassHook("bright")
     monkeypatch.delitem(sys.modules, module)
     config = RunConfig(
-        model=DetectorConfig(variant="pico", resolution=64), data=DataConfig(dataset_dir="data/mine", num_workers=0, batch_size=2),
+        model=DetectorConfig(variant="pico", resolution=64),
+        data=DataConfig(dataset_dir="data/mine", num_workers=0, batch_size=2),
         train=TrainConfig(epochs=1, device="cpu", output_dir="run"),
     )  # fmt: skip
     build_trainer(config, [hook]).train()
