@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from engine.batches import BatchStream, samples_per_batch
-from engine.device import resolve_device
+from engine.device import resolve_device, use_device
 from engine.distributed import all_reduce_sum, gather_objects, is_distributed, rank, world_size
 from engine.hook import Hook
 from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
@@ -68,6 +68,7 @@ class Trainer:
         eval_model: nn.Module | None = None,
     ) -> None:
         self.device = resolve_device(device)
+        use_device(self.device)
         self.precision = resolve_precision(precision, self.device)
         self.scaler = make_scaler(self.device, self.precision)
         self.unwrapped_model = model.to(self.device)
@@ -267,7 +268,7 @@ class Trainer:
             return {}
         count = sum(self.criterion.count_boxes(targets) for _, targets in batches)
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        total = all_reduce_sum(torch.tensor(count, dtype=dtype, device=self.device))
+        total = all_reduce_sum(torch.full((), count, dtype=dtype, device=self.device))
         return {"num_boxes": total.clamp(min=1) / (len(batches) * world_size())}
 
     def _wrap(self, model: nn.Module) -> nn.Module:
