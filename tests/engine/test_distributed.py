@@ -25,6 +25,14 @@ class PoisonRankOne(Hook):
         if trainer.step == 3 and rank() == 1:
             batches[0][0].fill_(float("nan"))
 
+class SyncedBatches(Hook):
+    def __init__(self):
+        self.found = []  # after each batch: are the gradients the same on both ranks?
+
+    def after_batch(self, trainer, batch, outputs):
+        first, second = gather_objects([p.grad for p in trainer.model.parameters()])
+        self.found.append(all(torch.equal(a, b) for a, b in zip(first, second)))
+
 with process_group(torch.device("cpu")):
     results = {{}}
     for accum in (1, 2):
@@ -33,8 +41,11 @@ with process_group(torch.device("cpu")):
         trainer.train()
         results[accum] = weights(trainer)
     assert len(trainer.state_dict()["rng"]) == 2
-    poisoned = make_trainer({out!r}, rank=rank(), world_size=world_size())
-    poisoned.hooks.append(PoisonRankOne())
+    synced = SyncedBatches()
+    trainer = make_trainer({out!r}, batch_size=2, grad_accum_steps=3, rank=rank(), world_size=2, max_epochs=1, hooks=[synced])
+    trainer.train()
+    results["synced"] = synced.found
+    poisoned = make_trainer({out!r}, rank=rank(), world_size=world_size(), hooks=[PoisonRankOne()])
     poisoned.train()
     results["skipped"] = gather_objects(poisoned.bad_steps)
     results["gathered"] = gather_objects({{"rank": rank()}} if rank() else None)
@@ -56,6 +67,7 @@ def test_two_processes_end_at_the_weights_of_one(tmp_path):
     results = torch.load(tmp_path / "results.pth")
     for accum in (1, 2):
         torch.testing.assert_close(results[accum], weights(one), rtol=1e-9, atol=1e-12)
+    assert results["synced"] == [False, False, True] * 2  # only the last batch of a step pays for it
     assert results["skipped"] == [1, 1]
     assert results["gathered"] == [None, {"rank": 1}]
     assert results["sum"].tolist() == [2.0, 1.0]
