@@ -16,6 +16,9 @@ The loop, with every hook point in its place::
             after_step
         trainer.epoch += 1
         after_epoch                            # a hook may evaluate and publish_metrics() -> after_eval(metrics)
+            before_eval(name)                  # of each model that it evaluates: "regular", "ema"
+            for batch in its images:
+                after_eval_batch(name, batch, outputs, results)
     after_train                                # normal end or trainer.stop()
     close                                      # always, in reverse order, also after an exception
 
@@ -26,6 +29,7 @@ Every hook runs on every rank, in list order: guard the write (``is_main_process
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ HOOK_POINTS = (
     "after_step",
     "after_epoch",
     "after_eval",
+    "before_eval",
+    "after_eval_batch",
     "after_train",
 )
 
@@ -89,6 +95,17 @@ class Hook:
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Run whenever a hook publishes metrics; they are the same on all ranks and must not be edited."""
 
+    def before_eval(self, trainer: Trainer, name: str) -> None:
+        """Run before a model is evaluated: "regular", "ema", or whatever is on trial on the "test" split after training."""
+
+    def after_eval_batch(
+        self, trainer: Trainer, name: str, batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]
+    ) -> None:
+        """Run after each batch of an evaluation, which is an image at a time where masks are evaluated; see `engine.evaluate`.
+
+        Ranks may have different numbers of batches, so nothing collective may happen here.
+        """
+
     def after_train(self, trainer: Trainer) -> None:
         """Run once, at the normal end or after `trainer.stop()`; not after an exception."""
 
@@ -101,3 +118,21 @@ class Hook:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; called before `before_train`."""
+
+
+def overrides(hook: Hook, point: str) -> bool:
+    """Return whether a hook does anything at a hook point."""
+    return getattr(getattr(hook, point), "__func__", None) is not getattr(Hook, point)
+
+
+def evaluation_listener(trainer: Trainer, name: str) -> Callable[[Any, dict, list], None] | None:
+    """Return what `engine.evaluate` is to call after each batch of an evaluation called `name`; None if no hook listens."""
+    listeners = [hook.after_eval_batch for hook in trainer.hooks if overrides(hook, "after_eval_batch")]
+    if not listeners:
+        return None
+
+    def tell(batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]) -> None:
+        for listener in listeners:
+            listener(trainer, name, batch, outputs, results)
+
+    return tell

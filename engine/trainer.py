@@ -2,23 +2,21 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from engine.batches import BatchStream, samples_per_batch
-from engine.device import resolve_device
-from engine.distributed import all_reduce_sum, gather_objects, is_distributed, rank, world_size
+from engine.device import resolve_device, use_device
+from engine.distributed import all_reduce_sum, gather_objects, rank, world_size
 from engine.hook import Hook
+from engine.parallel import spread
 from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
 from engine.randomness import rng_state, set_rng_state
-from engine.sharding import is_sharded, load_model_state, load_optimizer_state, whole
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +26,7 @@ class Trainer:
 
     Args:
         model: called as ``model(samples, targets)``; in several processes it is wrapped in DDP, unless `engine.sharding` has
-            sharded it.
+            sharded it (`engine/parallel.py`).
         criterion: called as ``criterion(outputs, targets)``; returns a dict of losses. The loss is the sum of
             ``criterion.weight_dict[k] * losses[k]`` over the keys in both, or the plain sum without a `weight_dict`.
         train_loader: has a length; yields ``(samples, targets)``, where samples have ``.to``. Its batch sampler may offer
@@ -68,13 +66,11 @@ class Trainer:
         eval_model: nn.Module | None = None,
     ) -> None:
         self.device = resolve_device(device)
+        use_device(self.device)
         self.precision = resolve_precision(precision, self.device)
         self.scaler = make_scaler(self.device, self.precision)
-        self.unwrapped_model = model.to(self.device)
-        self._is_sharded = is_sharded(model)
-        if self._is_sharded != (eval_model is not None):
-            raise ValueError("eval_model: a sharded model needs its whole twin there, and no other model does")
-        self.model = self._wrap(self.unwrapped_model)
+        self._parallel = spread(model, self.device, eval_model)
+        self.model, self.unwrapped_model = self._parallel.model, self._parallel.unwrapped
         self.criterion = criterion.to(self.device)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.train_loader = train_loader
@@ -95,7 +91,7 @@ class Trainer:
         self.losses: dict[str, Tensor] = {}  # of the last step, mean over its batches; "loss" is the weighted sum
         self.grad_norm = torch.zeros((), device=self.device)  # of the last step, before clipping
         self.metrics: dict[str, float] = {}  # published last
-        self.eval_models: dict[str, nn.Module] = {"regular": eval_model.to(self.device) if eval_model else self.unwrapped_model}
+        self.eval_models: dict[str, nn.Module] = {"regular": self._parallel.eval_model}
         self.stop_reason: str | None = None
         self._batches = BatchStream(train_loader, self.device)
         self._bad_steps = BadStepCounter(self.device, max_bad_steps)
@@ -115,7 +111,7 @@ class Trainer:
     def train(self) -> None:
         """Run from the current step to the end of `max_epochs`, or until `stop`."""
         try:
-            self._refresh_eval_model()
+            self._parallel.refresh_eval_model()
             self._call("before_train")
             while self.epoch < self.max_epochs and self.stop_reason is None:
                 self._train_epoch()
@@ -145,8 +141,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs. Collective: every rank must call it, every rank gets the whole."""
         return {
-            "model": whole(self.unwrapped_model.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "model": self._parallel.state_dict(),
+            "optimizer": self._parallel.optimizer_state(self.optimizer),
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
@@ -163,8 +159,8 @@ class Trainer:
         The number of ranks, batch size and epochs may differ from the saved run's: the data go on at the same sample of the
         epoch, rounded down to a whole step.
         """
-        load_model_state(self.unwrapped_model, state["model"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._parallel.load_state_dict(state["model"])
+        self._parallel.load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self._load_position(state)
         if self.lr_scheduler and state["lr_scheduler"]:
@@ -204,7 +200,7 @@ class Trainer:
         self._bad_steps.flush()
         if self.epoch_step == self.steps_per_epoch:
             self.epoch, self.epoch_step = self.epoch + 1, 0
-            self._refresh_eval_model()
+            self._parallel.refresh_eval_model()
             self._call("after_epoch")
 
     def _train_step(self, batches: list) -> None:
@@ -221,11 +217,7 @@ class Trainer:
 
     def _forward_backward(self, batch: Any, arguments: dict[str, Any], *, is_last: bool) -> dict[str, Tensor]:
         samples, targets = batch
-        with ExitStack() as stack:
-            if self._is_sharded:
-                self.model.set_requires_gradient_sync(is_last)
-            elif is_distributed() and not is_last:
-                stack.enter_context(self.model.no_sync())
+        with self._parallel.gradient_sync(is_last):
             with autocast(self.device, self.precision):
                 outputs = self.model(samples, targets)
             losses = self.criterion(outputs, targets, **arguments)
@@ -239,7 +231,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)  # a no-op when the scaler is disabled
         self._call("before_optimizer_step")
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = whole(nn.utils.get_total_norm(gradients))
+        self.grad_norm = self._parallel.gradient_norm(gradients)
         if self.clip_grad_norm > 0:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
@@ -267,20 +259,8 @@ class Trainer:
             return {}
         count = sum(self.criterion.count_boxes(targets) for _, targets in batches)
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        total = all_reduce_sum(torch.tensor(count, dtype=dtype, device=self.device))
+        total = all_reduce_sum(torch.full((), count, dtype=dtype, device=self.device))
         return {"num_boxes": total.clamp(min=1) / (len(batches) * world_size())}
-
-    def _wrap(self, model: nn.Module) -> nn.Module:
-        if not is_distributed() or self._is_sharded:
-            return model
-        return DistributedDataParallel(
-            model, device_ids=[self.device.index] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
-        )
-
-    def _refresh_eval_model(self) -> None:
-        """Give the whole twin of a sharded model its weights. Collective."""
-        if self._is_sharded:
-            self.eval_models["regular"].load_state_dict(whole(self.unwrapped_model.state_dict()))
 
     def _call(self, point: str, *arguments: Any) -> None:
         for hook in self.hooks:

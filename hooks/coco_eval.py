@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.distributed import is_main_process
 from engine.evaluate import evaluate
-from engine.hook import Hook
+from engine.hook import Hook, evaluation_listener
 from rfdetr.evaluation import DetectionMetrics
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class COCOEvalHook(Hook):
         metric = DetectionMetrics(self.class_names, iou_types=self.iou_types, max_dets=self.max_dets, per_class=self.per_class)
         if is_main_process():
             self.last_metrics[name] = metric
+        for hook in trainer.hooks:
+            hook.before_eval(trainer, name)
         return evaluate(
             trainer.eval_models[name],
             self.data_loader,
@@ -97,6 +99,7 @@ class COCOEvalHook(Hook):
             metric,
             device=trainer.device,
             precision=self.precision,
+            after_batch=evaluation_listener(trainer, name),
         )
 
 
