@@ -60,6 +60,12 @@ class Hook:
     """
 
     name: str = "Hook"
+    init_arguments: tuple[tuple, dict[str, Any]]  # what it was made with, so that a run can add what it has to give
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Hook:
+        hook = super().__new__(cls)
+        hook.init_arguments = args, kwargs
+        return hook
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -42,6 +42,8 @@ class FinishHook(Hook):
             content = load_best(model, best)
             self.results["best"] = {"epoch": content["epoch"], "metrics": finite_or_none(content["metrics"])}
         if self.config.eval.run_test:
+            for hook in trainer.hooks:
+                hook.before_eval(trainer, "test")
             metrics, _ = evaluate_split(model, self.config, self.architecture, self.label_map, "test", device=trainer.device,
                                         after_batch=evaluation_listener(trainer, "test"))
             self.results["test"] = finite_or_none(metrics)

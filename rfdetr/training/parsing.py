@@ -107,12 +107,13 @@ def make_object(cls: type, init_args: Mapping[str, Any], given: Mapping[str, Any
     """Make an object of checked `init_args`, as they stand in a YAML file, and of `given` values, which these go over."""
     parser = ArgumentParser(exit_on_error=False)
     rest = {name: value for name, value in given.items() if name not in init_args}
-    parser.add_class_arguments(cls, "made", skip=set(rest))
-    parser.add_instantiator(lambda made, *args, **kwargs: made(*args, **{**rest, **kwargs}), cls)
+    parser.add_class_arguments(cls, "made", skip=set(rest), instantiate=False)
     try:
-        return parser.instantiate(parser.parse_object({"made": dict(init_args)})).made
+        checked = parser.instantiate(parser.parse_object({"made": dict(init_args)} if init_args else {})).get("made", {})
+        return cls(**{**rest, **vars(checked)} if checked else rest)
     except (ArgumentError, TypeError, ValueError) as error:
-        raise InputError(f"hooks: {cls.__name__}: {_readable(str(error)).replace('made.', '')}") from error
+        message = _readable(str(error)).replace("made.", "").replace("Group 'made' does not accept option", "it takes no argument")
+        raise InputError(f"hooks: {cls.__name__}: {message}") from error
 
 
 def plain_dict(config: Any) -> dict[str, Any]:

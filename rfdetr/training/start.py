@@ -52,7 +52,7 @@ def make_model(config: RunConfig, architecture: ModelConfig, start: dict[str, An
     model = build_model(architecture, gradient_checkpointing=config.model.gradient_checkpointing)
     if start is not None:
         fit_head = config.model.resize_head or config.model.weights == "published"
-        load_weights(model, start, ema=config.model.ema_weights, resize_head=fit_head, label_map=label_map)
+        load_weights(model, start, ema=config.model.ema_weights, resize_head=fit_head)
     if config.model.backbone_weights is not None:
         load_backbone_weights(model, config.model.backbone_weights)
     freeze(model, config.model.freeze)
