@@ -21,6 +21,23 @@ class Metric(Protocol):
     def reset(self) -> None: ...
 
 
+class EvalModels(dict[str, nn.Module]):
+    """What is evaluated, by name. An entry is never replaced in silence: delete it first."""
+
+    def __setitem__(self, name: str, model: nn.Module) -> None:
+        if name in self and self[name] is not model:
+            raise ValueError(f"eval_models: {name!r} is there already; take another name, or delete that entry first")
+        super().__setitem__(name, model)
+
+    def update(self, *others: Any, **models: nn.Module) -> None:
+        for name, model in dict(*others, **models).items():
+            self[name] = model
+
+    def __ior__(self, other: Any) -> "EvalModels":
+        self.update(other)
+        return self
+
+
 def evaluate(
     model: nn.Module,
     data_loader: Iterable,

@@ -29,7 +29,7 @@ Every hook runs on every rank, in list order: guard the write (``is_main_process
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,12 +55,20 @@ HOOK_POINTS = (
 class Hook:
     """Base class: override the points you need; every one of them does nothing here.
 
-    ``name`` is the class name unless set; it must be unique in a trainer and keys the hook's state in checkpoints.
     A subclass with a method ``before_*`` or ``after_*`` that is not a hook point raises TypeError when it is defined.
+
+    Attributes:
+        name: unique in a trainer, and the key of the hook's state in checkpoints. Unless set it is the class name; a subclass of
+            another hook goes by that one's name, since it takes its place.
+        writes: names of the files in ``trainer.output_dir`` that it writes.
+        evaluates: entries of ``trainer.eval_models`` that it adds.
+        init_arguments: what it was made with, so that a run can add what it has to give.
     """
 
     name: str = "Hook"
-    init_arguments: tuple[tuple, dict[str, Any]]  # what it was made with, so that a run can add what it has to give
+    writes: tuple[str, ...] = ()
+    evaluates: tuple[str, ...] = ()
+    init_arguments: tuple[tuple, dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Hook:
         hook = super().__new__(cls)
@@ -74,7 +82,11 @@ class Hook:
                 close = difflib.get_close_matches(method, HOOK_POINTS, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise TypeError(f"{cls.__name__}.{method} is not a hook point{hint} Hook points: {', '.join(HOOK_POINTS)}")
-        if "name" not in vars(cls):
+        for attribute in ("writes", "evaluates"):
+            value = getattr(cls, attribute)
+            if isinstance(value, str):
+                raise TypeError(f"{cls.__name__}.{attribute} is {value!r}, not a tuple of names; write ({value!r},)")
+        if cls.name == Hook.name:
             cls.name = cls.__name__
 
     def before_train(self, trainer: Trainer) -> None:
@@ -124,6 +136,30 @@ class Hook:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; called before `before_train`."""
+
+
+def checked(hooks: Sequence[Hook]) -> list[Hook]:
+    """Return the hooks as a list.
+
+    Raises:
+        ValueError: two of them have one name, write the same file, or add the same model to those that are evaluated.
+    """
+    names = [hook.name for hook in hooks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"hooks: more than one is called {', '.join(twice)}; give each instance a name of its own")
+    _refuse_shared(hooks, "writes", "write the file")
+    _refuse_shared(hooks, "evaluates", "add the evaluated model")
+    return list(hooks)
+
+
+def _refuse_shared(hooks: Sequence[Hook], attribute: str, action: str) -> None:
+    owners: dict[str, str] = {}
+    for hook in hooks:
+        for item in getattr(hook, attribute):
+            if item in owners:
+                raise ValueError(f"hooks: {owners[item]} and {hook.name} both {action} {item!r}; a run can have one of the two")
+            owners[item] = hook.name
 
 
 def overrides(hook: Hook, point: str) -> bool:

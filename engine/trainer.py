@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from engine.batches import BatchStream, samples_per_batch
 from engine.device import resolve_device, use_device
 from engine.distributed import all_reduce_sum, gather_objects, rank, world_size
-from engine.hook import Hook
+from engine.evaluate import EvalModels
+from engine.hook import Hook, checked
 from engine.parallel import spread
 from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
 from engine.randomness import rng_state, set_rng_state
@@ -43,7 +44,8 @@ class Trainer:
             every epoch, and is what hooks find in ``eval_models["regular"]``.
 
     Raises:
-        ValueError: two hooks with one name, an epoch that cannot fill one window, or a sharded model without a twin.
+        ValueError: two hooks in each other's way (one name, file, or evaluated model), an epoch that cannot fill one window, or a
+            sharded model without a twin.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Trainer:
         self.criterion = criterion.to(self.device)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.train_loader = train_loader
-        self.hooks = _unique(hooks)
+        self.hooks = checked(hooks)
         self.max_epochs, self.grad_accum_steps, self.clip_grad_norm = max_epochs, grad_accum_steps, clip_grad_norm
         self.loss_normalize = _one_of("loss_normalize", loss_normalize, ("batch", "window"))
         self.output_dir = Path(output_dir)
@@ -91,8 +93,9 @@ class Trainer:
         self.losses: dict[str, Tensor] = {}  # of the last step, mean over its batches; "loss" is the weighted sum
         self.grad_norm = torch.zeros((), device=self.device)  # of the last step, before clipping
         self.metrics: dict[str, float] = {}  # published last
-        self.eval_models: dict[str, nn.Module] = {"regular": self._parallel.eval_model}
+        self.eval_models = EvalModels(regular=self._parallel.eval_model)
         self.stop_reason: str | None = None
+        self.interrupted = False  # stopped from outside, with work left to do
         self._batches = BatchStream(train_loader, self.device)
         self._bad_steps = BadStepCounter(self.device, max_bad_steps)
         self._loaded_rng: dict[str, Any] | None = None
@@ -122,6 +125,11 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """End training after the current step (all ranks must call it at the same step); the first reason is kept."""
         self.stop_reason = self.stop_reason or reason
+
+    def interrupt(self, reason: str) -> None:
+        """Stop, as something outside ends the run before its work is done: a signal, a time budget."""
+        self.interrupted = True
+        self.stop(reason)
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
         """Hand `metrics`, the same on all ranks, to every hook's `after_eval`.
@@ -272,14 +280,6 @@ class Trainer:
                 hook.close()
             except Exception:  # the others have to be closed too, and an error of the training itself must not be hidden
                 logger.exception("%s.close failed", hook.name)
-
-
-def _unique(hooks: Sequence[Hook]) -> list[Hook]:
-    names = [hook.name for hook in hooks]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"hooks: more than one is called {', '.join(twice)}; give each instance a name of its own")
-    return list(hooks)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

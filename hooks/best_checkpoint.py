@@ -39,6 +39,8 @@ class BestCheckpointHook(Hook):
         skip_first_epochs: evaluations after so many epochs from the start do not count.
     """
 
+    writes = ("checkpoint_best_regular.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth")
+
     def __init__(
         self,
         payload: Callable[[nn.Module], dict[str, Any]] | None = None,

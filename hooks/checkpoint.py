@@ -28,6 +28,8 @@ class CheckpointHook(Hook):
         metadata: what the file holds beside the state, such as args and label_map; plain values.
     """
 
+    writes = (FILE_NAME,)
+
     def __init__(
         self, *, every_steps: int = 0, every_epochs: int = 1, keep: int = 1, metadata: Mapping[str, Any] | None = None
     ) -> None:

@@ -62,7 +62,7 @@ class COCOEvalHook(Hook):
         self._is_resumed = False
 
     def after_epoch(self, trainer: Trainer) -> None:
-        if self._is_due(trainer) and not _is_interrupted(trainer):
+        if self._is_due(trainer) and not trainer.interrupted:  # an evaluation may take longer than there is time left
             self.evaluate_and_publish(trainer)
 
     def evaluate_and_publish(self, trainer: Trainer) -> dict[str, float]:
@@ -101,8 +101,3 @@ class COCOEvalHook(Hook):
             precision=self.precision,
             after_batch=evaluation_listener(trainer, name),
         )
-
-
-def _is_interrupted(trainer: Trainer) -> bool:
-    """Whether a signal or the time budget ends the run: an evaluation may take longer than there is time left."""
-    return trainer.stop_reason is not None and any(getattr(hook, "interrupted", False) for hook in trainer.hooks)

@@ -65,6 +65,38 @@ def test_two_hooks_with_one_name_are_refused(tmp_path):
         make_trainer(tmp_path, hooks=[Recorder([]), Recorder([])])
 
 
+def test_a_hook_goes_by_its_class_name_and_the_subclass_of_one_by_its_parents():
+    class Average(Hook):
+        pass
+
+    class SlowAverage(Average):
+        pass
+
+    class Named(Average):
+        name = "mine"
+
+    class Mixed(dict, Named):
+        pass
+
+    assert [hook().name for hook in (Average, SlowAverage, Named, Mixed)] == ["Average", "Average", "mine", "mine"]
+
+
+@pytest.mark.parametrize(
+    "attribute, message", [("writes", "Left and Right both write the file 'b'"), ("evaluates", "Left and Right .* model 'b'")]
+)
+def test_two_hooks_that_write_or_add_the_same_are_refused(tmp_path, attribute, message):
+    left, right = type("Left", (Hook,), {attribute: ("a", "b")}), type("Right", (Hook,), {attribute: ("b", "c")})
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, hooks=[left(), Recorder([]), right()])
+    right.writes = right.evaluates = ("c",)
+    make_trainer(tmp_path, hooks=[left(), right()])
+
+
+def test_a_bare_name_in_place_of_a_tuple_is_refused_when_the_class_is_defined():
+    with pytest.raises(TypeError, match="'a.png',"):
+        type("Bad", (Hook,), {"writes": "a.png"})
+
+
 def test_metrics_cannot_be_published_from_after_eval(tmp_path):
     class Greedy(Hook):
         def after_epoch(self, trainer) -> None:

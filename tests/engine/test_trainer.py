@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import StopAt, make_trainer, weights
+from toy import StopAt, ToyModel, make_trainer, weights
 
 from engine import Hook, load_checkpoint, save_checkpoint
 
@@ -175,3 +175,34 @@ def test_hook_states_travel_with_the_trainer(tmp_path, caplog):
 def test_bad_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **arguments)
+
+
+def test_an_evaluated_model_is_not_replaced_in_silence(tmp_path):
+    models = make_trainer(tmp_path).eval_models
+    mine, other = ToyModel(), ToyModel()
+    models["mine"] = mine
+    models["mine"] = mine
+    with pytest.raises(ValueError, match="'mine' is there already"):
+        models["mine"] = other
+    with pytest.raises(ValueError, match="'mine' is there already"):
+        models.update(mine=other)
+    with pytest.raises(ValueError, match="'mine' is there already"):
+        models |= {"mine": other}
+    assert models["mine"] is mine
+    del models["mine"]
+    models["mine"] = other
+    assert list(models) == ["regular", "mine"] and models["mine"] is other
+
+
+def test_an_interrupted_run_is_a_stopped_one_that_says_so(tmp_path):
+    class Interrupts(Hook):
+        def after_step(self, trainer) -> None:
+            trainer.interrupt("out of time")
+
+    trainer = make_trainer(tmp_path, hooks=[Interrupts()])
+    assert not trainer.interrupted
+    trainer.train()
+    assert trainer.interrupted and (trainer.step, trainer.stop_reason) == (1, "out of time")
+    stopped = make_trainer(tmp_path, hooks=[StopAt(1)])
+    stopped.train()
+    assert not stopped.interrupted

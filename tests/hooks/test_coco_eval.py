@@ -103,14 +103,11 @@ def test_random_numbers_go_on_as_without_it():
 
 
 def test_no_evaluation_when_time_is_up():
-    class Interrupted(Hook):
-        interrupted = True
-
     trainer, hook, listener = make_run()
     trainer.stop("somebody else's reason")
     finish_epoch(trainer, hook)
     assert len(listener.heard) == 1
-    trainer.hooks.append(Interrupted())
+    trainer.interrupt("time is up")
     finish_epoch(trainer, hook)
     assert len(listener.heard) == 1
 
