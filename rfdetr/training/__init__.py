@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rfdetr.losses.config import LossConfig
     from rfdetr.training.assemble import build_trainer
     from rfdetr.training.config import DetectorConfig, RunConfig
-    from rfdetr.training.evaluate import evaluate
-    from rfdetr.training.predict import predict
+    from rfdetr.training.evaluation import evaluate
+    from rfdetr.training.prediction import predict
     from rfdetr.training.run import train
     from rfdetr.training.sections import (
         DataConfig,
@@ -34,8 +34,8 @@ _HOMES = {
     "rfdetr.losses.config": ("LossConfig",),
     "rfdetr.training.assemble": ("build_trainer",),
     "rfdetr.training.config": ("DetectorConfig", "RunConfig"),
-    "rfdetr.training.evaluate": ("evaluate",),
-    "rfdetr.training.predict": ("predict",),
+    "rfdetr.training.evaluation": ("evaluate",),
+    "rfdetr.training.prediction": ("predict",),
     "rfdetr.training.run": ("train",),
     "rfdetr.training.sections": ("DataConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig",
                                  "OptimConfig", "TrainConfig"),

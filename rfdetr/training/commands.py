@@ -25,9 +25,9 @@ from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import DetectorConfig, RunConfig
 from rfdetr.training.data import check_data
 from rfdetr.training.device import choose_device
-from rfdetr.training.evaluate import evaluate_checkpoint
+from rfdetr.training.evaluation import evaluate_checkpoint
 from rfdetr.training.parsing import make_config, make_parser, parse, set_defaults
-from rfdetr.training.predict import Predictor, check_numbers, check_output, find_pictures, predict_into
+from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
 from rfdetr.training.run import train
 from rfdetr.training.tables import evaluation_tables
 from rfdetr.weights import read_checkpoint

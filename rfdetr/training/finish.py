@@ -11,7 +11,7 @@ from rfdetr.config import ModelConfig
 from rfdetr.data import LabelMap
 from rfdetr.files import write_json
 from rfdetr.training.config import RunConfig
-from rfdetr.training.evaluate import evaluate_split, finite_or_none
+from rfdetr.training.evaluation import evaluate_split, finite_or_none
 from rfdetr.training.run_folder import RESULTS
 from rfdetr.training.start import load_best
 

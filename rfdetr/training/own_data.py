@@ -42,7 +42,7 @@ class OwnDataset(Dataset):
         if isinstance(dataset, DetectionDataset):
             return dataset
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise InputError(f"train_set, val_set: {type(dataset).__name__} needs __getitem__ and __len__, as a torch Dataset has")
+            raise InputError(f"train_set, val_set: {type(dataset).__name__} needs __getitem__ and __len__, as a Dataset has")
         if label_map is None:
             names = getattr(dataset, "class_names", None) or [str(label) for label in range(num_classes or 0)]
             if not names:

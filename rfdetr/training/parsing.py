@@ -112,7 +112,8 @@ def make_object(cls: type, init_args: Mapping[str, Any], given: Mapping[str, Any
         checked = parser.instantiate(parser.parse_object({"made": dict(init_args)} if init_args else {})).get("made", {})
         return cls(**{**rest, **vars(checked)} if checked else rest)
     except (ArgumentError, TypeError, ValueError) as error:
-        message = _readable(str(error)).replace("made.", "").replace("Group 'made' does not accept option", "it takes no argument")
+        message = _readable(str(error)).replace("made.", "")
+        message = message.replace("Group 'made' does not accept option", "it takes no argument")
         raise InputError(f"hooks: {cls.__name__}: {message}") from error
 
 

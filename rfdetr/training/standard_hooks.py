@@ -33,7 +33,7 @@ from rfdetr.evaluation import DetectionMetrics
 from rfdetr.plots import RunPictures
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
-from rfdetr.training.evaluate import iou_types
+from rfdetr.training.evaluation import iou_types
 from rfdetr.training.parsing import find_class, make_object, plain_dict
 from rfdetr.training.run_folder import METRICS, METRICS_TABLE
 

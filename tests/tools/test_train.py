@@ -186,10 +186,10 @@ def test_bad_input_is_refused_before_anything_is_written(start, tmp_path, argv, 
     assert not list((tmp_path / "run").glob("*"))
 
 
-def test_a_hook_that_is_there_already_is_refused_and_blocks_nothing(start):
+def test_two_hooks_for_one_place_are_refused_and_block_nothing(start):
     for _ in range(2):
-        with pytest.raises(InputError, match="EMAHook would be there twice"):
-            start("--hooks", '[{"class_path": "hooks.EMAHook"}]')
+        with pytest.raises(InputError, match="EMAHook and EMAHook both take the place of EMAHook"):
+            start("--hooks", '[{"class_path": "hooks.EMAHook"}, {"class_path": "hooks.EMAHook"}]')
 
 
 def test_a_test_split_that_is_asked_for_has_to_be_there(start, tmp_path, write_split):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
-from engine.device import resolve_device
+from engine.device import resolve_device, use_device
 from engine.precision import resolve_precision
 from rfdetr.build import build_model, build_postprocess
 from rfdetr.data import LabelMap, read_image
@@ -49,6 +49,7 @@ class Predictor:
         with bad_input(""):
             self.device = resolve_device(device)
             self.precision = resolve_precision(precision, self.device)
+        use_device(self.device)
         content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
         architecture = model_config_from_checkpoint(content)
         self.model = build_model(architecture)
@@ -89,14 +90,24 @@ def predict(
     check_numbers(threshold, batch_size)
     pictures, names = _listed(images)
     predictor = Predictor(checkpoint, use_ema=use_ema, device=device, precision=precision)
-    class_names = predictor.label_map.names
     results = []
     with shown_log():
         for start in range(0, len(pictures), batch_size):
             for result in predictor(pictures[start : start + batch_size], threshold=threshold):
-                found = {**result, "names": [class_names[label] for label in result["labels"].tolist()]}
+                found = _with_names(result, predictor.label_map)
                 results.append(found if names is None else {**found, "file_name": names[len(results)]})
     return results
+
+
+def _of_known_classes(result: dict[str, Tensor], label_map: LabelMap) -> dict[str, Tensor]:
+    """Leave out the detections whose label stands for no category."""
+    is_known = [label_map.category_of(label) is not None for label in result["labels"].tolist()]
+    return {name: value[is_known] for name, value in result.items()}
+
+
+def _with_names(result: dict[str, Tensor], label_map: LabelMap) -> dict[str, Any]:
+    known, class_names = _of_known_classes(result, label_map), label_map.names
+    return {**known, "names": [class_names[label] for label in known["labels"].tolist()]}
 
 
 def check_numbers(threshold: float, batch_size: int) -> None:
@@ -187,8 +198,7 @@ def _read_all(batch: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Tensor]]
 
 def _draw(path: Path, picture: Tensor, result: dict[str, Tensor], label_map: LabelMap) -> None:
     """Write a picture with the detections that have a class."""
-    is_known = [label_map.category_of(label) is not None for label in result["labels"].tolist()]
-    kept = {name: value[is_known] for name, value in result.items()}
+    kept = _of_known_classes(result, label_map)
     drawn = draw_detections(
         picture, kept["boxes"], kept["labels"], class_names=label_map.names, scores=kept["scores"], masks=kept.get("masks")
     )
