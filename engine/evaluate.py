@@ -57,7 +57,7 @@ def evaluate(
         after_batch: called as ``after_batch((samples, targets), outputs, results)`` when the metric has had the results. Samples
             and outputs are on the device, targets as the loader gave them, results on the CPU. Where the outputs have
             ``pred_masks``, results are made image by image to save memory: it is then called once an image, with that image's
-            part of all four, for which samples need slicing (``samples[0:1]``).
+            part of all four, for which ``samples[0:1]`` has to work.
     """
     device = resolve_device(device)
     precision = resolve_precision(precision, device)
@@ -86,7 +86,9 @@ def evaluate(
 
 def _image_parts(outputs: dict[str, Any], batch_size: int) -> list[slice]:
     """Return one image at a time where masks become full-size pictures, a batch of which would not fit in memory; else all."""
-    return [slice(index, index + 1) for index in range(batch_size)] if "pred_masks" in outputs else [slice(None)]
+    if "pred_masks" not in outputs or batch_size == 1:
+        return [slice(None)]
+    return [slice(index, index + 1) for index in range(batch_size)]
 
 
 def _part(outputs: Any, images: slice, batch_size: int) -> Any:

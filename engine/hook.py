@@ -90,13 +90,16 @@ class Hook:
             cls.name = cls.__name__
 
     def before_train(self, trainer: Trainer) -> None:
-        """Run once; the model is on its device and DDP-wrapped, a checkpoint is loaded. May add to `trainer.eval_models`."""
+        """Run once; the model is on its device and DDP-wrapped, a checkpoint is loaded. May add what it `evaluates`."""
 
     def before_epoch(self, trainer: Trainer) -> None:
         """Run after `model.train()` and after the sampler was told the epoch."""
 
     def before_step(self, trainer: Trainer, batches: list) -> None:
-        """Run before the first batch of an update; `batches` (on device) is the whole window and may be changed in place."""
+        """Run before the first batch of an update; `batches` (on device) is the whole window and may be changed in place.
+
+        A target has as many boxes as labels afterwards, or a ValueError names the hook.
+        """
 
     def after_batch(self, trainer: Trainer, batch: Any, outputs: dict[str, Tensor]) -> None:
         """Run after each backward; gradients are still scaled and not yet synced: leave them alone."""

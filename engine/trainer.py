@@ -10,16 +10,32 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from engine.batches import BatchStream, samples_per_batch
+from engine.batches import BatchStream, check_targets, image_ids, samples_per_batch
 from engine.device import resolve_device, use_device
-from engine.distributed import all_reduce_sum, gather_objects, rank, world_size
+from engine.distributed import gather_objects, rank
 from engine.evaluate import EvalModels
-from engine.hook import Hook, checked
+from engine.hook import Hook, checked, overrides
+from engine.loss import total_loss, window_normalizer
 from engine.parallel import spread
 from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
 from engine.randomness import rng_state, set_rng_state
 
 logger = logging.getLogger(__name__)
+
+_FIXED = {  # attributes that others were made from at construction -> what to do in place of assigning them
+    **{
+        name: f"pass {name}= to the constructor"
+        for name in (
+            "model", "optimizer", "lr_scheduler", "train_loader", "max_epochs", "hooks", "grad_accum_steps", "precision",
+            "device", "output_dir",
+        )
+    },
+    "unwrapped_model": "pass model= to the constructor",
+    "scaler": "pass precision= to the constructor",
+    "steps_per_epoch": "pass train_loader= and grad_accum_steps= to the constructor",
+    "max_steps": "pass max_epochs= to the constructor",
+    "eval_models": "add entries to it or delete them",
+}
 
 
 class Trainer:
@@ -100,6 +116,11 @@ class Trainer:
         self._bad_steps = BadStepCounter(self.device, max_bad_steps)
         self._loaded_rng: dict[str, Any] | None = None
         self._publishing = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and name in vars(self):
+            raise AttributeError(f"trainer.{name} cannot be replaced, other parts were made for it; {_FIXED[name]}")
+        super().__setattr__(name, value)
 
     @property
     def data_seconds(self) -> float:
@@ -212,8 +233,13 @@ class Trainer:
             self._call("after_epoch")
 
     def _train_step(self, batches: list) -> None:
-        self._call("before_step", batches)
-        arguments = self._normalizer(batches)
+        check_targets(batches, "the train loader")
+        for hook in self.hooks:
+            hook.before_step(self, batches)
+            if overrides(hook, "before_step"):
+                check_targets(batches, f"before_step of {type(hook).__name__}")
+        is_window = self.loss_normalize == "window"
+        arguments = window_normalizer(self.criterion, batches, self.device) if is_window else {}
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             losses = self._forward_backward(batch, arguments, is_last=index == len(batches) - 1)
@@ -229,7 +255,7 @@ class Trainer:
             with autocast(self.device, self.precision):
                 outputs = self.model(samples, targets)
             losses = self.criterion(outputs, targets, **arguments)
-            loss = self._total(losses)
+            loss = total_loss(self.criterion, losses)
             self.scaler.scale(loss / self.grad_accum_steps).backward()
         self.num_images += len(targets)
         self._call("after_batch", batch, outputs)
@@ -249,26 +275,7 @@ class Trainer:
             self.lr_scheduler.step()
         self.step += 1
         self.epoch_step += 1
-        self._bad_steps.add(skipped, self.step, _image_ids(batches))
-
-    def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        weights = getattr(self.criterion, "weight_dict", None)
-        if weights is None:
-            return sum(losses.values())
-        return sum(weights[name] * value for name, value in losses.items() if name in weights)
-
-    def _normalizer(self, batches: list) -> dict[str, Any]:
-        """Return the criterion's extra arguments: with "window", the mean number of boxes a batch, over the window and all ranks.
-
-        The loss of each batch is divided by `grad_accum_steps` and DDP averages gradients over ranks, so dividing by this mean
-        gives the sum over all boxes by the number of all boxes.
-        """
-        if self.loss_normalize == "batch":
-            return {}
-        count = sum(self.criterion.count_boxes(targets) for _, targets in batches)
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        total = all_reduce_sum(torch.full((), count, dtype=dtype, device=self.device))
-        return {"num_boxes": total.clamp(min=1) / (len(batches) * world_size())}
+        self._bad_steps.add(skipped, self.step, image_ids(batches))
 
     def _call(self, point: str, *arguments: Any) -> None:
         for hook in self.hooks:
@@ -286,9 +293,3 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
     return value
-
-
-def _image_ids(batches: list) -> list:
-    """Return the `image_id` of each target of a window, where targets have one; nobody looks at them unless a step is bad."""
-    targets = [target for _, batch_targets in batches for target in batch_targets if isinstance(target, dict)]
-    return [target["image_id"] for target in targets if "image_id" in target]

@@ -42,7 +42,7 @@ class CheckpointHook(Hook):
         self._saved_at: tuple[int, int] | None = None
 
     def after_step(self, trainer: Trainer) -> None:
-        is_epoch_end = trainer.step % trainer.steps_per_epoch == 0
+        is_epoch_end = trainer.epoch_step == trainer.steps_per_epoch
         if _is_due(trainer.step, self.every_steps) and not (is_epoch_end and self.every_epochs == 1):
             self._save(trainer)
 

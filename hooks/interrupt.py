@@ -52,7 +52,7 @@ class InterruptHook(Hook):
             self._previous.setdefault(number, previous)
 
     def after_step(self, trainer: Trainer) -> None:
-        is_epoch_end = trainer.step % trainer.steps_per_epoch == 0  # known before an evaluation starts
+        is_epoch_end = trainer.epoch_step == trainer.steps_per_epoch  # known before an evaluation starts
         if not is_distributed() or is_epoch_end or trainer.step % self.check_every == 0:
             self._stop_if_asked(trainer)
 

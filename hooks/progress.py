@@ -37,7 +37,7 @@ class ProgressHook(Hook):
         if is_main_process() and (sys.stderr.isatty() if self.enabled is None else self.enabled):
             self._bar = tqdm(
                 total=trainer.steps_per_epoch,
-                initial=trainer.step % trainer.steps_per_epoch,
+                initial=trainer.epoch_step,
                 desc=f"epoch {trainer.epoch + 1}/{trainer.max_epochs}",
                 unit="step",
                 dynamic_ncols=True,
