@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from engine import Hook, Trainer
-from engine.distributed import all_reduce_mean, is_main_process, process_group, rank, world_size
+from engine.distributed import all_reduce_sum, is_main_process, process_group, rank, world_size
 from rfdetr import VARIANTS, DataConfig, LossConfig, TrainConfig, build_criterion, build_model
 from rfdetr.build import build_dataset, build_loader
 
@@ -29,7 +29,7 @@ class Recorder(Hook):
             batches[index] = (samples.to("cpu", dtype=self.dtype), targets)
 
     def after_step(self, trainer: Trainer) -> None:
-        self.losses.append(all_reduce_mean({"loss": trainer.losses["loss"]})["loss"])  # over all eight images
+        self.losses.append(all_reduce_sum(trainer.losses["loss"]) / world_size())  # over all eight images
         if trainer.step == 20:
             trainer.stop("20 steps")
 
