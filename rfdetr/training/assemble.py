@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -70,35 +71,22 @@ def build_trainer(
     train_loader = build_train_loader(config, data, device)
     val_loader = build_eval_loader(config.data, data.val_set, data.architecture, device)
 
-    model = make_model(config, data.architecture, start, data.label_map) if model is None else model
-    model, eval_model = model.to(device), None
-    if config.train.strategy == "fsdp":
-        eval_model = copy.deepcopy(model)
-        with bad_input("train.strategy: fsdp: "):
-            shard(model, model.blocks, device)
+    model = (make_model(config, data.architecture, start, data.label_map) if model is None else model).to(device)
+    eval_model = divide(model, device) if config.train.strategy == "fsdp" else None
     optimizer = build_optimizer(config, model, optimizer)
-    scheduler = build_lr_scheduler(config, optimizer, steps_per_epoch=len(train_loader) // config.train.grad_accum_steps)
     all_hooks = assemble_hooks(config, data, val_loader, wishes, overwrite=overwrite, resumed=resumed)
     if start is not None and start["ema_model"] is not None and not config.model.ema_weights:
         continue_average(all_hooks, model, start, data.label_map)
     seed_rank(config.train.seed)  # from here on every process draws its own numbers
     with bad_input(""):
         trainer = Trainer(
-            model,
-            build_criterion(data.architecture, config.loss) if criterion is None else criterion,
-            optimizer,
-            train_loader,
+            model, build_criterion(data.architecture, config.loss) if criterion is None else criterion, optimizer, train_loader,
             max_epochs=config.train.epochs,
-            lr_scheduler=scheduler,
+            lr_scheduler=build_lr_scheduler(config, optimizer, len(train_loader) // config.train.grad_accum_steps),
             hooks=all_hooks,
-            grad_accum_steps=config.train.grad_accum_steps,
-            clip_grad_norm=config.optim.clip_max_norm,
-            precision=config.train.precision,
-            device=device,
-            output_dir=config.train.output_dir,
-            loss_normalize=config.loss.normalize,
-            max_bad_steps=config.train.max_bad_steps,
-            eval_model=eval_model,
+            grad_accum_steps=config.train.grad_accum_steps, clip_grad_norm=config.optim.clip_max_norm,
+            precision=config.train.precision, device=device, output_dir=config.train.output_dir,
+            loss_normalize=config.loss.normalize, max_bad_steps=config.train.max_bad_steps, eval_model=eval_model,
         )
     say_what_is_trained(trainer, config)
     return trainer
@@ -135,6 +123,14 @@ def assemble_hooks(config: RunConfig, data: RunData, val_loader: Any, wishes: Se
     ]
 
 
+def divide(model: nn.Module, device: torch.device) -> nn.Module:
+    """Divide the model over the processes (FSDP2), and return the whole twin that evaluations need."""
+    whole = copy.deepcopy(model)
+    with bad_input("train.strategy: fsdp: "):
+        shard(model, model.blocks, device)
+    return whole
+
+
 def build_optimizer(config: RunConfig, model: nn.Module, own: Optimizer | MakesOptimizer | None = None) -> Optimizer:
     """Make the optimizer on parameter groups with layer-wise learning rates; the model is on its device already."""
     if own is not None:
@@ -151,7 +147,7 @@ def build_optimizer(config: RunConfig, model: nn.Module, own: Optimizer | MakesO
     return optim.build_optimizer(groups, config.optim.optimizer, init_args=config.optim.optimizer_args)
 
 
-def build_lr_scheduler(config: RunConfig, optimizer: Optimizer, *, steps_per_epoch: int) -> Any:
+def build_lr_scheduler(config: RunConfig, optimizer: Optimizer, steps_per_epoch: int) -> Any:
     """Make the learning rate schedule, which advances with every optimizer step."""
     return optim.build_lr_scheduler(
         optimizer, config.optim.schedule, total_steps=config.train.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch,

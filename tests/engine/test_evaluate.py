@@ -9,7 +9,6 @@ from toy import ToyModel
 from engine import evaluate
 from engine.device import resolve_device, to_device, use_device
 from engine.distributed import process_group
-from engine.precision import resolve_precision
 from hooks.writers import JsonlWriter, TensorBoardWriter
 
 
@@ -111,7 +110,6 @@ def test_choosing_a_device_does_not_make_it_the_current_one(monkeypatch):
 def test_a_missing_gpu_is_named():
     with pytest.raises(ValueError, match="sees 0 CUDA device"):
         resolve_device("cuda")
-    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
 
 
 def test_json_lines_are_appended(tmp_path):

@@ -206,7 +206,7 @@ def learning_rates(config: RunConfig) -> list[list[float]]:
     """Learning rate of each parameter group at each step of three epochs."""
     model = build_model(config.model.architecture(2))
     optimizer = build_optimizer(config, model)
-    scheduler = build_lr_scheduler(replace(config, train=replace(config.train, epochs=3)), optimizer, steps_per_epoch=4)
+    scheduler = build_lr_scheduler(replace(config, train=replace(config.train, epochs=3)), optimizer, 4)
     rates = []
     for _ in range(12):
         rates.append([group["lr"] for group in optimizer.param_groups])

@@ -110,7 +110,7 @@ EFFECTS = {
 
     "train.epochs": Effect(see.num_steps, 2),
     "train.grad_accum_steps": Effect(see.weights, 2),
-    "train.precision": Effect(see.weights, "bf16"),
+    "train.precision": Effect(see.weights, "bf16", {"train.precision": "fp32"}),
     "train.seed": Effect(see.first_weights, 43),
     "train.deterministic": Effect(see.is_deterministic, True),
     "train.device": Effect(see.first_weights, "cuda:63", refused="cuda:63"),

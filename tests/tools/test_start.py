@@ -127,7 +127,7 @@ def test_two_processes_with_divided_weights_train_what_one_trains(config_file, t
     """The frozen part and gradient checkpointing are there to show that neither gets in the way of dividing."""
     options = ["--ema.enabled", "false", "--train.epochs", "1", "--log.plots", "false", "--log.tensorboard", "false",
                "--loss.normalize", "window", "--model.freeze", '["backbone.encoder.patch_embed"]',
-               "--model.gradient_checkpointing", "true", "--log.every_steps", "1"]
+               "--model.gradient_checkpointing", "true", "--log.every_steps", "1", "--train.precision", "fp32"]
     folder = tmp_path / "divided"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(TRAIN), "--cfg",
                config_file, "--train.output_dir", str(folder), "--train.strategy", "fsdp", "--data.batch_size", "2", *options]

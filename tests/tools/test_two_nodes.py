@@ -18,7 +18,7 @@ TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
 CLOCKS = {"train/images_per_s": 0.0, "train/data_wait": 0.0}
 SHORT = ("--train.epochs", "3", "--eval.every_epochs", "3", "--loss.normalize", "window", "--log.plots", "false",
          "--log.tensorboard", "false", "--model.freeze", '["backbone.encoder.cls_token"]',
-         "--model.gradient_checkpointing", "true")
+         "--model.gradient_checkpointing", "true", "--train.precision", "fp32")
 
 
 def free_port() -> int:
