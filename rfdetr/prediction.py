@@ -13,7 +13,7 @@ from rfdetr.data.coco_classes import COCO_CLASSES
 from rfdetr.data.images import preprocess, read_image
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
-from rfdetr.evaluation.coco_engine import load_engine
+from rfdetr.evaluation.coco_engine import encode_masks
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -69,7 +69,7 @@ def coco_results(
     """
     corners = result["boxes"].double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    masks = load_engine("faster_coco_eval").encode(result["masks"]) if "masks" in result else [None] * len(boxes)
+    masks = encode_masks(result["masks"]) if "masks" in result else [None] * len(boxes)
     rows = []
     for label, score, box, mask in zip(result["labels"].tolist(), result["scores"].tolist(), boxes, masks):
         category_id = label_map.category_of(label)

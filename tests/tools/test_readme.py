@@ -137,7 +137,8 @@ def test_a_part_is_trained_from_some_epoch_on(run_with):
 
 def test_validation_pictures_are_written(run_with):
     folder = run_with("PicturesHook", epochs=1, num_images=3)
-    assert sorted(path.name for path in folder.glob("*.png")) == [f"{name}_{n}.png" for name in ("ema", "regular") for n in range(3)]
+    names = [f"{name}_{number}.png" for name in ("ema", "regular") for number in range(3)]
+    assert sorted(path.name for path in folder.glob("*.png")) == names
 
 
 # --- commands ---
@@ -153,8 +154,8 @@ def commands() -> list[str]:
 def as_words(command: str) -> tuple[str, list[str]]:
     """Return which command it is, and its words; paths that stand for the reader's own become those of the test."""
     for theirs, ours in {
-        "/path/to/data": "data/mine", "/path/to/shards": "shards", "s3://bucket/shards": "shards", "output/quickstart/": "output/a/",
-        "output/a/checkpoint.pth": "output/a/checkpoint.pth", "picture.jpg": "data/mine/valid/0.png", "frames/": "data/mine/valid",
+        "/path/to/data": "data/mine", "/path/to/shards": "shards", "s3://bucket/shards": "shards",
+        "output/quickstart/": "output/a/", "picture.jpg": "data/mine/valid/0.png", "frames/": "data/mine/valid",
         "--checkpoint FILE": "--checkpoint output/a/checkpoint_best_total.pth",
     }.items():  # fmt: skip
         command = command.replace(theirs, ours)
