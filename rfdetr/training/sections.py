@@ -270,7 +270,7 @@ class LogConfig:
     mlflow: str | None = None
     """Experiment of MLflow to log to; needs the extra [mlflow]. MLFLOW_TRACKING_URI says where, default ./mlflow.db."""
     progress: bool = True
-    """Show a progress bar (on terminals only)."""
+    """Show a progress bar (on terminals and in notebooks)."""
     plots: bool = True
     """Draw curves and example pictures into output_dir at the end."""
 
