@@ -72,10 +72,24 @@ def match_classes(
                          f"is which: {both}")
     if unmatched and len(unmatched) == len(used):
         raise InputError(f"{source}: none of its classes is one of the label map's: {both}")
-    labels = dict(zip((category.id for category in ours), label_map.category_ids if label_map.raw else range(len(ours))))
+    labels = label_map.labels
     moved = [f"{show_classes([category])} is {show_classes([pairs[category.id]])}" for category in theirs
              if category.id in used and category.id in pairs and category[:2] != pairs[category.id][:2]]
     return ClassMatch({id_: labels[our.id] for id_, our in pairs.items()}, tuple(moved), tuple(unmatched), by)
+
+
+def differences(theirs: LabelMap, ours: LabelMap, *, there: str, here: str) -> str:
+    """Return both lists and what differs between them, as text; empty where the same labels have the same names."""
+    names, our_names = ([normal_name(category.name) for category in label_map.categories] for label_map in (theirs, ours))
+    if names == our_names and list(theirs.labels.values()) == list(ours.labels.values()):
+        return ""
+    known, our_known = set(names), set(our_names)
+    only_there = [category for category, name in zip(theirs.categories, names) if name not in our_known]
+    only_here = [category for category, name in zip(ours.categories, our_names) if name not in known]
+    parts = [f"only in {side}: {show_classes(only)}" for side, only in ((there, only_there), (here, only_here)) if only]
+    lists = (f"{side} has {len(label_map.category_ids)} classes, {show_classes(label_map.categories)}"
+             for side, label_map in ((there, theirs), (here, ours)))
+    return "; ".join([*lists, *(parts or ["the same names stand at other labels, or in another number"])])
 
 
 def pair_by_name(theirs: Iterable[Category], ours: Iterable[Category]) -> dict[int, Category]:
@@ -94,24 +108,30 @@ def normal_name(name: str) -> str:
     return " ".join("".join(spaced).split())
 
 
-def is_nameless(categories: Iterable[Category]) -> bool:
-    """Tell whether no category has a name, but at most a number such as "3" or "class_3"."""
-    return all(_NAMELESS.fullmatch(normal_name(category.name)) for category in categories)
+def names_decide(theirs: Iterable[Category], ours: Iterable[Category]) -> bool:
+    """Tell whether both sides have names; numbers such as "3" or "class_3" are, where all of one side are on the other as well.
+
+    Those of digits are names. Others are what exporters write where there are none.
+    """
+    names, our_names = ({normal_name(category.name) for category in side} for side in (theirs, ours))
+    return names <= our_names or our_names <= names or not (is_nameless(names) or is_nameless(our_names))
+
+
+def is_nameless(names: Iterable[str]) -> bool:
+    """Tell whether these are no names, but at most numbers."""
+    return all(_NAMELESS.fullmatch(normal_name(name)) for name in names)
 
 
 def _pair(theirs: list[Category], ours: list[Category], used: set[int]) -> tuple[str, dict[int, Category]]:
     """Return how classes were matched, and the pairs: category id of theirs -> one of ours."""
-    if is_nameless(theirs) or is_nameless(ours):
-        names, our_names = ({normal_name(category.name) for category in side} for side in (theirs, ours))
-        if not (names <= our_names or our_names <= names):  # numbers may well be names: those of digits, say
-            by_id = {category.id: category for category in ours}
-            ids = {category.id for category in theirs}
-            if len(theirs) == len(ours) and not ids <= by_id.keys():
-                return "position", dict(zip(sorted(ids), ours))
-            if (ids if ids <= by_id.keys() else used) <= by_id.keys():
-                return "id", {id_: by_id[id_] for id_ in ids & by_id.keys()}
-            return "id", {}
-    return "name", pair_by_name(theirs, ours)
+    if names_decide(theirs, ours):
+        return "name", pair_by_name(theirs, ours)
+    by_id, ids = {category.id: category for category in ours}, {category.id for category in theirs}
+    if len(theirs) == len(ours) and not ids <= by_id.keys():
+        return "position", dict(zip(sorted(ids), ours))
+    if ids <= by_id.keys() or used <= by_id.keys():
+        return "id", {id_: by_id[id_] for id_ in ids & by_id.keys()}
+    return "id", {}
 
 
 def _pair_one_name(theirs: list[Category], ours: list[Category]) -> dict[int, Category]:

@@ -82,6 +82,11 @@ class LabelMap:
         return [known.get(label, f"id_{label}") for label in range(self.num_classes + 1)]
 
     @property
+    def labels(self) -> dict[int, int]:
+        """Category id -> label."""
+        return dict(zip(self.category_ids, self.category_ids if self.raw else range(len(self.category_ids))))
+
+    @property
     def categories(self) -> list[Category]:
         """The classes as a data set lists them, without what was added to the names that several of them share."""
         rows = list(zip(self.category_ids, self.category_names))
@@ -103,8 +108,7 @@ class LabelMap:
 
     def to_dict(self) -> dict:
         """Return plain values, for JSON files and checkpoints."""
-        labels = self.category_ids if self.raw else range(len(self.category_ids))
-        rows = zip(labels, self.category_ids, self.category_names)
+        rows = zip(self.labels.values(), self.category_ids, self.category_names)
         return {"kind": "coco" if self.raw else "contiguous",
                 "classes": [{"label": label, "category_id": id_, "name": name} for label, id_, name in rows]}
 
@@ -118,23 +122,10 @@ class LabelMap:
         if values.get("kind") not in ("coco", "contiguous"):
             raise InputError(f"label map: its kind is {_short(values.get('kind'))}; it must be contiguous or coco")
         made = cls(ids, names, values["kind"] == "coco")
-        if labels != (ids if made.raw else tuple(range(len(ids)))):
+        if not all(type(label) is int for label in labels) or dict(zip(ids, labels)) != made.labels:
             raise InputError(f"label map: the labels {_short(labels)} do not fit the category ids {_short(ids)} of kind "
                              f"{values['kind']}")
         return made
-
-    def differences(self, other: "LabelMap", *, mine: str = "this map", theirs: str = "the other") -> str:
-        """Return both maps side by side where they differ, as text; an empty string where they are equal."""
-        if self == other:
-            return ""
-        if self.raw != other.raw:
-            return f"{mine} has {_kind(self)}, {theirs} has {_kind(other)}"
-        rows, other_rows = _rows(self), _rows(other)
-        different = [label for label in sorted({*rows, *other_rows}) if rows.get(label) != other_rows.get(label)]
-        lines = [f"  {label}: {rows.get(label, '-')} | {other_rows.get(label, '-')}" for label in different[:MAX_SHOWN]]
-        if len(different) > MAX_SHOWN:
-            lines.append(f"  and {len(different) - MAX_SHOWN} more")
-        return "\n".join([f"label: {mine} ({len(rows)} classes) | {theirs} ({len(other_rows)} classes)", *lines])
 
 
 def without_groups(categories: Sequence[Category], annotated_ids: Iterable[int]) -> list[Category]:
@@ -171,12 +162,3 @@ def _short(value: Any) -> str:
     except ValueError:  # Python does not write out whole numbers of thousands of digits
         shown = f"a {type(value).__name__}"
     return f"{shown[:100]}..." if len(shown) > 100 else shown
-
-
-def _kind(label_map: LabelMap) -> str:
-    return "category ids as labels" if label_map.raw else "contiguous labels"
-
-
-def _rows(label_map: LabelMap) -> dict[int, str]:
-    classes = label_map.to_dict()["classes"]
-    return {row["label"]: f"{row['name']!r} (category id {row['category_id']})" for row in classes}

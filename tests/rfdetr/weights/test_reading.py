@@ -92,7 +92,7 @@ def test_plain_content(pico_weights, tmp_path):
     torch.save({"model": pico_weights, "args": legacy_args(), "epoch": 4, "metrics": {"val/mAP_50_95": 0.5},
                 "label_map": label_map, "model_name": "RFDETRPico"}, tmp_path / "file.pth")
     content = read_checkpoint(tmp_path / "file.pth")
-    assert content["args"]["resolution"] == 256 and content["class_names"] == ["a"]
+    assert content["args"]["resolution"] == 256 and content["class_names"] == {0: "a"}
     assert (content["epoch"], content["metrics"], content["label_map"], content["model_name"]) == (
         4, {"val/mAP_50_95": 0.5}, label_map, "RFDETRPico")
     assert content["model_config"] is None and content["ema_model"] is None
