@@ -108,7 +108,8 @@ def _by_position(origin: str, theirs: int, ours: int, classes: LabelMap, resize:
         return HeadPlan(remark=unknown)
     what = f"keep the first {ours} rows" if ours < theirs else f"repeat the {theirs} rows"
     if not resize or not theirs:
-        names = "" if is_nameless(classes.category_names) else f", named {', '.join(classes.category_names[:12])}"
+        known = () if classes == _COCO or is_nameless(classes.category_names) else classes.category_names[:12]
+        names = f", named {', '.join(known)}" if known else ""
         raise InputError(
             f"{origin}: its class head has {theirs} logits ({theirs - 1} classes{names}), the model's has {ours} "
             f"({ours - 1} classes). Set num_classes to {theirs - 1}, or resize_head to true to {what}"

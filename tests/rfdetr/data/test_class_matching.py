@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rfdetr.data import Category, LabelMap, open_dataset
-from rfdetr.data.class_matching import match_classes
+from rfdetr.data.class_matching import differences, match_classes
 from rfdetr.data.coco_classes import COCO_CLASSES
 from rfdetr.errors import InputError
 
@@ -93,6 +93,16 @@ def test_other_classes_are_refused_with_both_lists(theirs):
     for part in ("val.json: none of its classes is one of the label map's", f"{next(iter(theirs.values()))!r}", "'cat' (id 3)"):
         assert part in str(caught.value)
     assert match(theirs, CAT_DOG, used=[]).labels == {}  # nothing there to get wrong
+
+
+def test_two_label_maps_side_by_side():
+    sides = {"there": "the checkpoint", "here": "the data set"}
+    assert differences(CAT_DOG, LabelMap((0, 9), ("Cat", "dog")), **sides) == ""
+    assert differences(CAT_DOG, LabelMap((1, 2, 3), ("bird", "cat", "owl")), **sides) == (
+        "the checkpoint has 2 classes, 'cat' (id 3), 'dog' (id 7); the data set has 3 classes, 'bird' (id 1), 'cat' (id 2), "
+        "'owl' (id 3); only in the checkpoint: 'dog' (id 7); only in the data set: 'bird' (id 1), 'owl' (id 3)")
+    for other in (LabelMap((1, 2), ("dog", "cat")), LabelMap((3, 7), ("cat", "dog"), raw=True)):
+        assert "the same names stand at other labels" in differences(CAT_DOG, other, **sides)
 
 
 def test_messages_stay_short():

@@ -11,6 +11,7 @@ from rfdetr.build import build_model
 from rfdetr.config import VARIANTS
 from rfdetr.errors import InputError
 from rfdetr.weights import load_weights, official_state_dict, read_checkpoint
+from rfdetr.weights.reading import normalise
 
 
 def prefixed(state, prefix):
@@ -80,6 +81,16 @@ def test_averaged_weights_on_request(make, pico, pico_weights):
     assert not torch.equal(pico.query_feat.weight, pico_weights["query_feat.weight"])
     load_weights(pico, content, ema=True)
     assert torch.equal(pico.query_feat.weight, pico_weights["query_feat.weight"])
+
+
+@pytest.mark.parametrize("content, epoch, step", [
+    ({"epoch": 3, "global_step": 70}, 3, 70), ({"epoch": 3, "step": 9}, 3, 9), ({"epoch": "x", "step": -1}, None, None),
+    ({"loops": {"fit_loop": {"epoch_progress": {"current": {"completed": 4}}}}}, 4, None), ({"loops": {"fit_loop": 1}}, None, None),
+])
+def test_epoch_of_every_writer(content, epoch, step, pico_weights):
+    """Stripped Lightning files keep it in the state of their loops."""
+    found = normalise({"state_dict": pico_weights, **content}, "the file")
+    assert (found["epoch"], found["step"]) == (epoch, step)
 
 
 def test_no_averaged_weights(pico, pico_weights):
