@@ -10,7 +10,7 @@ from rfdetr.weights.adapt import CLASS_BIAS, QUERY_TABLES, count_groups
 from rfdetr.weights.names import PATCH_KERNEL, POSITION_TABLE
 
 _LAYER = re.compile(
-    r"(backbone\.0\.encoder\.encoder\.encoder\.layer|backbone\.0\.projector\.stages|transformer\.decoder\.layers)\.(\d{1,3})\."
+    r"(backbone\.0\.encoder\.encoder\.encoder\.layer|backbone\.0\.projector\.stages|transformer\.decoder\.layers)\.(\d+)\."
 )
 
 
@@ -42,16 +42,16 @@ def not_a_detector(origin: str, state: dict[str, Tensor]) -> str:
 
 def tensor_facts(state: dict[str, Tensor]) -> TensorFacts | None:
     """Read the facts off a state under the published names; None where it is not an RF-DETR detector's."""
-    counts: dict[str, int] = {}
+    numbers: dict[str, set[str]] = {}
     for name in state:
         if found := _LAYER.match(name):
-            counts[found[1]] = max(counts.get(found[1], 0), int(found[2]) + 1)
+            numbers.setdefault(found[1], set()).add(found[2])
     hidden = state.get("transformer.decoder.norm.weight")
     feed_forward = state.get("transformer.decoder.layers.0.linear1.bias")
     kernel = state.get(PATCH_KERNEL)
-    if len(counts) < 3 or hidden is None or feed_forward is None or kernel is None or kernel.ndim != 4:
+    if len(numbers) < 3 or hidden is None or feed_forward is None or kernel is None or kernel.ndim != 4:
         return None
-    layers = {stem.rsplit(".", 1)[-1]: count for stem, count in counts.items()}
+    layers = {stem.rsplit(".", 1)[-1]: len(found) for stem, found in numbers.items()}
     return TensorFacts(
         patch_size=kernel.shape[-1], encoder_width=kernel.shape[0], encoder_depth=layers["layer"], dec_layers=layers["layers"],
         hidden_dim=hidden.numel(), dim_feedforward=feed_forward.numel(), projector_levels=layers["stages"],

@@ -23,7 +23,8 @@ from rfdetr.weights import (
 )
 from rfdetr.weights.reading import normalise
 
-TINY = dataclasses.replace(VARIANTS["pico"], num_classes=2, dec_layers=1, num_queries=4, num_select=4, group_detr=1, resolution=32)
+TINY = dataclasses.replace(VARIANTS["pico"], num_classes=2, dec_layers=1, num_queries=4, num_select=4, group_detr=1,
+                           resolution=32)
 CAT_DOG = LabelMap((3, 7), ("cat", "dog"))
 MODEL = build_model(TINY)
 PAYLOAD = checkpoint_payload(MODEL, TINY, label_map=CAT_DOG)
@@ -33,12 +34,14 @@ NAMES = st.sampled_from([
     "classes", "label", "category_id", "name", "contiguous", "coco", "best_total_source", "average_model_state_dict",
     *[field.name for field in dataclasses.fields(ModelConfig)], *official_state_dict(MODEL), *MODEL.state_dict(),
 ])
+ODD_TENSORS = [torch.zeros(1).expand(10**9), torch.zeros(5, 5).to_sparse(), torch.zeros(10**6, device="meta")]
+ODD_VALUES = [10**12, -1, 10**5000, float("inf"), "x" * 10**6, 2**63, range]  # drawn by place, since hypothesis prints choices
 TENSORS = st.builds(
     lambda shape, dtype: torch.zeros(shape, dtype=dtype), st.lists(st.integers(0, 4), max_size=4),
     st.sampled_from([torch.float32, torch.int64, torch.bool, torch.float16]),
-) | st.sampled_from([torch.zeros(1).expand(10**9), torch.sparse_coo_tensor(size=(5, 5)), torch.zeros(10**6, device="meta")])
+) | st.integers(0, len(ODD_TENSORS) - 1).map(lambda place: ODD_TENSORS[place])
 PLAIN = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | NAMES
-         | st.sampled_from([10**12, -1, 10**5000, float("inf"), "x" * 10**6, 2**63, range]))
+         | st.integers(0, len(ODD_VALUES) - 1).map(lambda place: ODD_VALUES[place]))
 KEYS = NAMES | st.integers(-3, 200) | st.text(max_size=5) | st.none()
 ANY = st.recursive(PLAIN | TENSORS, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(KEYS, inner, max_size=5),
                    max_leaves=12)
@@ -63,8 +66,8 @@ def spoiled(draw):
         place = draw(st.sampled_from(PATHS) | st.tuples(st.sampled_from(["model", "ema_model", "args", "model_config"]), KEYS))
         target = content
         for key in place[:-1]:
-            target = target.get(key) if isinstance(target, dict) else target[key] if isinstance(target, list) and key < len(target) \
-                else None
+            there = isinstance(target, dict) and key in target or isinstance(target, list) and key < len(target)
+            target = target[key] if there else None
         if isinstance(target, dict) or isinstance(target, list) and place[-1] < len(target):
             target[place[-1]] = draw(ANY)
     return content
@@ -74,12 +77,12 @@ def use(content):
     """All that is done with a checkpoint; every step by itself, since it may be the first that looks at something."""
     for step in (
         lambda: normalise(content, "the file"),
-        lambda: build_model(model_config_from_checkpoint(content)),
+        lambda: model_config_from_checkpoint(content),
         lambda: checkpoint_classes(content),
-        lambda: load_weights(MODEL, content, resize_head=True, label_map=CAT_DOG, allow_partial=True),
-        lambda: load_weights(MODEL, content, label_map=CAT_DOG),
+        lambda: isinstance(content, dict) and load_weights(MODEL, content, resize_head=True, label_map=CAT_DOG, allow_partial=True),
+        lambda: isinstance(content, dict) and load_weights(MODEL, content, label_map=CAT_DOG),
         lambda: average_can_continue(MODEL, content, label_map=CAT_DOG),
-        lambda: LabelMap.from_dict(content.get("label_map") if isinstance(content, dict) else content),
+        lambda: LabelMap.from_dict(content),
     ):
         try:
             step()
@@ -106,7 +109,7 @@ def test_any_values(examples):
     check(ANY, examples)
 
 
-@quick_and_slow(150, 10_000)
+@quick_and_slow(60, 10_000)
 def test_good_files_with_a_few_wrong_values(examples):
     check(spoiled(), examples)
 
@@ -114,7 +117,8 @@ def test_good_files_with_a_few_wrong_values(examples):
 @quick_and_slow(300, 10_000)
 def test_any_label_map(examples):
     row = st.fixed_dictionaries({"label": PLAIN, "category_id": PLAIN, "name": PLAIN})
-    maps = st.fixed_dictionaries({"kind": st.sampled_from(["contiguous", "coco"]) | PLAIN, "classes": st.lists(row | ANY, max_size=3)})
+    kind = st.sampled_from(["contiguous", "coco"]) | PLAIN
+    maps = st.fixed_dictionaries({"kind": kind, "classes": st.lists(row | ANY, max_size=3)})
 
     @settings(max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(maps)
@@ -132,7 +136,6 @@ def test_any_label_map(examples):
     {"model_config": {"dec_n_points": 10**6}}, {"model_config": {"resolution": 10**12}}, {"model_config": {"num_windows": 2.5}},
     {"model_config": {"out_feature_indexes": [99]}}, {"model_config": {"projector_scale": ["P9"]}},
     {"model_config": {"projector_scale": ["P3", "P4", "P5"], "sa_nheads": -4}}, {"model_config": {"encoder": ["pico"]}},
-    {"model": {**PAYLOAD["model"], "transformer.decoder.layers.900.norm1.weight": torch.zeros(1)}},
 ], ids=str)
 def test_sizes_that_no_file_has(change, tmp_path):
     torch.save({**PAYLOAD, **change}, tmp_path / "file.pth")

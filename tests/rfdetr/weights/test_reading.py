@@ -85,7 +85,8 @@ def test_averaged_weights_on_request(make, pico, pico_weights):
 
 @pytest.mark.parametrize("content, epoch, step", [
     ({"epoch": 3, "global_step": 70}, 3, 70), ({"epoch": 3, "step": 9}, 3, 9), ({"epoch": "x", "step": -1}, None, None),
-    ({"loops": {"fit_loop": {"epoch_progress": {"current": {"completed": 4}}}}}, 4, None), ({"loops": {"fit_loop": 1}}, None, None),
+    ({"loops": {"fit_loop": {"epoch_progress": {"current": {"completed": 4}}}}}, 4, None),
+    ({"loops": {"fit_loop": 1}}, None, None),
 ])
 def test_epoch_of_every_writer(content, epoch, step, pico_weights):
     """Stripped Lightning files keep it in the state of their loops."""
