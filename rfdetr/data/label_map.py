@@ -156,9 +156,11 @@ def _suffix(category_id: int) -> str:
 
 
 def _short(value: Any) -> str:
-    """Show the beginning of a value that may be anything."""
-    try:
-        shown = repr(value[:100] if isinstance(value, (str, bytes, list, tuple)) else value)
-    except ValueError:  # Python does not write out whole numbers of thousands of digits
-        shown = f"a {type(value).__name__}"
+    """Show the beginning of a value that may be anything; to write all of it out could take for ever."""
+    if isinstance(value, (list, tuple)):
+        parts = [f"a {type(part).__name__}" if isinstance(part, (list, tuple)) else _short(part) for part in value[:8]]
+        return f"[{', '.join(parts)}{', ...' if len(value) > 8 else ''}]"
+    if not isinstance(value, (str, int, float, type(None))) or isinstance(value, int) and abs(value) > 10**100:
+        return f"a {type(value).__name__}"
+    shown = repr(value[:100] if isinstance(value, str) else value)
     return f"{shown[:100]}..." if len(shown) > 100 else shown

@@ -75,12 +75,13 @@ def spoiled(draw):
 
 def use(content):
     """All that is done with a checkpoint; every step by itself, since it may be the first that looks at something."""
+    as_dict = content if isinstance(content, dict) else {"model": content}
     for step in (
         lambda: normalise(content, "the file"),
         lambda: model_config_from_checkpoint(content),
         lambda: checkpoint_classes(content),
-        lambda: isinstance(content, dict) and load_weights(MODEL, content, resize_head=True, label_map=CAT_DOG, allow_partial=True),
-        lambda: isinstance(content, dict) and load_weights(MODEL, content, label_map=CAT_DOG),
+        lambda: load_weights(MODEL, as_dict, resize_head=True, label_map=CAT_DOG, allow_partial=True),
+        lambda: load_weights(MODEL, as_dict, label_map=CAT_DOG),
         lambda: average_can_continue(MODEL, content, label_map=CAT_DOG),
         lambda: LabelMap.from_dict(content),
     ):
