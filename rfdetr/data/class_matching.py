@@ -15,7 +15,7 @@ from rfdetr.errors import InputError
 
 _INVISIBLE = "Cf"  # Unicode's category of format characters: byte order marks, joiners, soft hyphens
 _NAMELESS = re.compile(r"(?:(?:class|category|label|id|cls) ?)?\d+(?:\.\d+)?|")  # what exporters write where there is no name
-_ORDINALS = {"id": "ids", "position": "order, the ids differ too"}
+_MATCHED_BY = {"id": "ids", "position": "order, the ids differ too"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class ClassMatch:
         if self.moved and self.by == "name":
             yield logging.INFO, f"ids or spellings of classes differ from the label map's, the names decide: {listed}"
         elif self.moved:
-            yield logging.WARNING, (f"one side has no names of classes, so they are matched by their {_ORDINALS[self.by]}; look "
-                                    f"whether that is right: {listed}")
+            yield logging.WARNING, ("one side has no names of classes, so they are matched by their "
+                                    f"{_MATCHED_BY[self.by]}; look whether that is right: {listed}")
         if self.left_out:
             yield logging.WARNING, ("boxes of classes that the label map does not have are left out: "
                                     f"{show_classes(self.left_out)}")
@@ -103,9 +103,11 @@ def pair_by_name(theirs: Iterable[Category], ours: Iterable[Category]) -> dict[i
 
 def normal_name(name: str) -> str:
     """Return what two spellings of a name have in common: capitals, separators and the forms of letters do not count."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    spaced = (" " if letter in "_-" else letter for letter in folded if unicodedata.category(letter) != _INVISIBLE)
-    return " ".join("".join(spaced).split())
+    folded = name.casefold()
+    if not name.isascii():
+        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        folded = "".join(letter for letter in folded if unicodedata.category(letter) != _INVISIBLE)
+    return " ".join(folded.replace("_", " ").replace("-", " ").split())
 
 
 def names_decide(theirs: Iterable[Category], ours: Iterable[Category]) -> bool:

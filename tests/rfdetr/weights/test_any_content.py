@@ -91,9 +91,12 @@ def use(content):
             assert len(str(error)) < 3000
 
 
+SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))
+
+
 def quick_and_slow(number, slow_number):
     """Run a property with a few examples, and with many where that is asked for."""
-    return pytest.mark.parametrize("examples", [number, pytest.param(slow_number, marks=pytest.mark.slow)])
+    return pytest.mark.parametrize("examples", [number, pytest.param(slow_number, marks=SLOW)])
 
 
 def check(strategy, examples):
