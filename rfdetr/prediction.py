@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rfdetr.data.coco_classes import COCO_CLASSES
 from rfdetr.data.images import preprocess, read_image
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
@@ -81,21 +80,6 @@ def coco_results(
             row["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
         rows.append(row)
     return rows
-
-
-def checkpoint_classes(checkpoint: dict[str, Any], num_classes: int) -> LabelMap:
-    """Return the classes of what `read_checkpoint` returned, as well as the file knows them.
-
-    Our files hold a label map, published ones of other data the names by label, and those of COCO nothing: there labels are
-    COCO's category ids. Where nothing is known, labels are their own ids and names.
-    """
-    if checkpoint["label_map"]:
-        return LabelMap.from_dict(checkpoint["label_map"])
-    if names := checkpoint["class_names"]:
-        return LabelMap(tuple(range(len(names))), tuple(names))
-    if num_classes == max(COCO_CLASSES):
-        return LabelMap(tuple(COCO_CLASSES), tuple(COCO_CLASSES.values()), raw=True)
-    return LabelMap(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
 
 
 def _size_of(picture: Image.Image | np.ndarray | Tensor) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from rfdetr.data.class_matching import ClassMatch
 from rfdetr.data.label_map import Category, LabelMap
 from rfdetr.data.shared_memory import share
 
@@ -97,7 +98,7 @@ class Annotations:
         return replace(self, **arrays, **packed)
 
 
-def clean(raw: RawSplit, label_map: LabelMap, *, drop_crowds: bool) -> tuple[Annotations, dict[str, int]]:
+def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, drop_crowds: bool) -> tuple[Annotations, dict[str, int]]:
     """Clamp boxes to their image, drop what cannot be an object, and count everything that was done.
 
     Returns:
@@ -106,7 +107,7 @@ def clean(raw: RawSplit, label_map: LabelMap, *, drop_crowds: bool) -> tuple[Ann
     image_order = np.argsort(raw.image_ids, kind="stable")
     limits = np.tile(raw.image_sizes[raw.image_indices][:, ::-1], 2)  # w, h, w, h
     clamped = raw.boxes.clip(0, limits)
-    labels = label_map.labels_of(raw.category_ids)
+    labels = classes.labels_of(raw.category_ids)
 
     crowds = raw.is_crowd if drop_crowds else np.zeros_like(raw.is_crowd)
     unmapped = (labels < 0) & ~crowds

@@ -72,18 +72,6 @@ class DetectionDataset(Dataset):
     def with_masks(self) -> bool:
         return self._annotations.segmentations is not None
 
-    @property
-    def class_counts(self) -> dict[str, int]:
-        """Number of boxes of each class, crowds left out."""
-        labels = self._annotations.labels[~self._annotations.is_crowd]
-        names = self.label_map.names
-        return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist()))
-
-    @property
-    def boxes_per_image(self) -> np.ndarray:
-        """Number of boxes on each image, (N,)."""
-        return np.diff(self._annotations.offsets)
-
     def __len__(self) -> int:
         return self.num_images
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rfdetr.data.annotations import RawSplit, clean, describe
 from rfdetr.data.cache import read_files
+from rfdetr.data.class_matching import match_classes
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
 from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
@@ -43,8 +44,8 @@ def open_dataset(
         image_size: (H, W) of the samples, unless a sample's key says otherwise.
         paths: files of a COCO data set that is laid out differently (formats.read_split).
         training: leave crowd regions out and apply `augment`; otherwise crowds stay, marked as such.
-        label_map: that of the training split or of a checkpoint; None makes it from the train split; "coco" keeps category
-            ids as labels.
+        label_map: that of the training split or of a checkpoint, whose classes are found by name (`match_classes`); None makes
+            it from the train split; "coco" keeps category ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
         on_bad_image, exif: see `DetectionDataset`.
         cache: "ram" keeps the files of all images in memory.
@@ -57,8 +58,10 @@ def open_dataset(
     if not isinstance(label_map, LabelMap):
         train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format, paths)
         label_map = _make_label_map(train, label_map)
-    _check_names(raw, label_map)
-    annotations, report = clean(raw, label_map, drop_crowds=training)
+    match = match_classes(raw.categories, np.unique(raw.category_ids).tolist(), label_map, source=raw.source)
+    for level, text in match.remarks():
+        logger.log(level, "%s: %s", raw.source, text)
+    annotations, report = clean(raw, match, drop_crowds=training)
     if with_masks:
         report["without_mask"] = sum(1 for row in range(len(annotations.boxes)) if not annotations.segmentations[row])
     _check_content(raw, report, split, training, with_masks)
@@ -73,13 +76,6 @@ def open_dataset(
                          on_bad_image=on_bad_image, exif=exif)
 
 
-def read_label_map(
-    dataset_dir: str | Path, *, format: str = "auto", paths: Paths | None = None, label_map: str | None = None
-) -> LabelMap:
-    """Make the label map of a data set from its train split."""
-    return _make_label_map(_read_train(dataset_dir, "train", format, paths), label_map)
-
-
 def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None) -> RawSplit:
     if "train" not in available_splits(dataset_dir, format, paths):
         raise InputError(f"{dataset_dir}: the label map of the {split} split is made from the train split, and there is none; "
@@ -91,29 +87,6 @@ def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:
     if kind not in (None, "coco"):
         raise InputError(f"data.label_map: {kind!r} is unknown; it must be coco (category ids are the labels) or left out")
     return LabelMap.from_categories(train.categories, np.unique(train.category_ids).tolist(), raw=kind == "coco")
-
-
-def _check_names(raw: RawSplit, label_map: LabelMap) -> None:
-    """Refuse a split that uses the map's category ids for other classes; a mere change of a name is a warning."""
-    used = set(np.unique(raw.category_ids).tolist())
-    names = dict(zip(label_map.category_ids, label_map.category_names))
-    shared = [category for category in raw.categories if category.id in used & names.keys()]
-    renamed = [c for c in shared if names[c.id] not in (c.name, f"{c.name} (id {c.id})")]
-    for category in renamed:
-        if category.name in names.values():
-            raise InputError(f"{raw.source}: category id {category.id} is {category.name!r} here, "
-                             f"but {names[category.id]!r} in the label map, which has that name for another id; "
-                             "use the same category ids in all splits")
-    listed = ", ".join(f"{category.id}: {category.name!r} for {names[category.id]!r}" for category in renamed[:8])
-    if len(shared) > 1 and all(category.name.casefold() != names[category.id].casefold() for category in shared):
-        raise InputError(f"{raw.source}: these are other classes than those of the label map ({listed}); use the data that it "
-                         "was made for, or correct the names")
-    if renamed:
-        logger.warning("%s: some categories have other names than in the label map (%s); the ids decide", raw.source, listed)
-    unknown = [category for category in raw.categories if category.id in used and category.id not in names]
-    if unknown:
-        listed = ", ".join(f"{category.name!r} (id {category.id})" for category in unknown[:8])
-        logger.warning("%s: boxes of categories that the label map does not have are left out: %s", raw.source, listed)
 
 
 def _check_content(raw: RawSplit, report: dict[str, int], split: str, training: bool, with_masks: bool) -> None:

@@ -1,6 +1,5 @@
 """Evaluate a split with given weights: at the end of a training, and of any checkpoint."""
 
-import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -21,9 +20,7 @@ from rfdetr.training.config import RunConfig
 from rfdetr.training.data import build_eval_loader, open_split
 from rfdetr.training.device import choose_device
 from rfdetr.training.parsing import make_config, make_parser, set_defaults
-from rfdetr.weights import load_weights, model_config_from_checkpoint, read_checkpoint
-
-logger = logging.getLogger(__name__)
+from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 COCO_MAX_DETS = 100  # of COCO's own tables
 
@@ -81,11 +78,8 @@ def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: st
         architecture = replace(architecture, resolution=config.model.resolution)
     model = build_model(architecture)
     load_weights(model, checkpoint, ema=use_ema)
-    label_map = LabelMap.from_dict(checkpoint["label_map"]) if checkpoint["label_map"] else None
-    if label_map is None:
-        logger.warning("the checkpoint has no label map: labels are taken to be those of the data set (data.label_map: %s)",
-                       config.data.label_map)
-    metrics, metric = evaluate_split(model, config, architecture, label_map, split, device=choose_device(config))
+    label_map, device = checkpoint_classes(checkpoint), choose_device(config)
+    metrics, metric = evaluate_split(model, config, architecture, label_map, split, device=device)
     coco = metric.table.compute()  # collective
     return {"metrics": finite_or_none(metrics), "coco": coco, "per_class": per_class(metric)}
 
@@ -95,7 +89,7 @@ def iou_types(architecture: ModelConfig) -> tuple[str, ...]:
 
 
 def evaluate_split(
-    model: nn.Module, config: RunConfig, architecture: ModelConfig, label_map: LabelMap | None, split: str, *,
+    model: nn.Module, config: RunConfig, architecture: ModelConfig, label_map: LabelMap, split: str, *,
     device: torch.device, after_batch: Callable | None = None,
 ) -> tuple[dict[str, float], MetricsAndCocoTable]:
     """Evaluate a split with the settings of the run's own evaluations. Every rank calls it.

@@ -24,10 +24,10 @@ from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file
 from rfdetr.plots.pictures import draw_detections
-from rfdetr.prediction import Picture, checkpoint_classes, coco_results
+from rfdetr.prediction import Picture, coco_results
 from rfdetr.prediction import predict as predict_batch
 from rfdetr.training.command_line import bad_input, shown_log
-from rfdetr.weights import load_weights, model_config_from_checkpoint, read_checkpoint
+from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Predictor:
         self.model = build_model(architecture)
         load_weights(self.model, content, ema=use_ema)
         self.model.to(self.device).eval()
-        self.label_map: LabelMap = checkpoint_classes(content, architecture.num_classes)
+        self.label_map: LabelMap = checkpoint_classes(content)
         self.input_size = architecture.input_size
         self.postprocess = build_postprocess(architecture)
 

@@ -10,6 +10,8 @@ import yaml
 
 from engine import Hook, Trainer, load_checkpoint
 from engine.distributed import barrier, is_main_process
+from rfdetr.data import LabelMap
+from rfdetr.data.class_matching import differences
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file, write_json
 
@@ -122,10 +124,6 @@ def check_same_run(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> Non
     if different and "num_classes" not in different:
         shown = "; ".join(f"{name} {then[name]} there, {now[name]} here" for name in different)
         raise InputError(f"--resume: the checkpoint is of another model: {shown}")
-    if state.get("label_map", metadata["label_map"]) != metadata["label_map"]:
-        raise InputError(f"--resume: the checkpoint was trained on other classes: {_classes(state['label_map'])} there, "
-                         f"{_classes(metadata['label_map'])} here")
-
-
-def _classes(label_map: Mapping[str, Any]) -> str:
-    return ", ".join(f"{row['label']}: {row['name']} (id {row['category_id']})" for row in label_map["classes"])
+    theirs, ours = (LabelMap.from_dict(part["label_map"]) for part in ({**metadata, **state}, metadata))
+    if found := differences(theirs, ours, there="the checkpoint", here="the data set"):
+        raise InputError(f"--resume: the checkpoint was trained on other classes: {found}")

@@ -52,7 +52,7 @@ def make_model(config: RunConfig, architecture: ModelConfig, start: dict[str, An
     model = build_model(architecture, gradient_checkpointing=config.model.gradient_checkpointing)
     if start is not None:
         fit_head = config.model.resize_head or config.model.weights == "published"
-        load_weights(model, start, ema=config.model.ema_weights, resize_head=fit_head)
+        load_weights(model, start, ema=config.model.ema_weights, resize_head=fit_head, label_map=label_map)
     if config.model.backbone_weights is not None:
         load_backbone_weights(model, config.model.backbone_weights)
     freeze(model, config.model.freeze)
@@ -68,9 +68,9 @@ def make_model(config: RunConfig, architecture: ModelConfig, start: dict[str, An
 def continue_average(hooks: Sequence[Hook], model: nn.Module, start: dict[str, Any], label_map: LabelMap) -> None:
     """Let the EMA go on from the average that a checkpoint holds beside its weights, where that is an average of this model."""
     for hook in hooks:
-        if isinstance(hook, EMAHook) and average_can_continue(start, label_map):
+        if isinstance(hook, EMAHook) and average_can_continue(model, start, label_map=label_map):
             average = copy.deepcopy(model)
-            load_weights(average, start, ema=True)
+            load_weights(average, start, ema=True, label_map=label_map)
             warmed_up = math.ceil(10 * hook.tau)  # its decay must not grow from 0 again, or the average would be lost at once
             hook.load_state_dict({"num_updates": warmed_up, "average": average.state_dict()})
             logger.info("the average goes on from the checkpoint's own")

@@ -78,11 +78,16 @@ def test_without_a_checkpoint_there_is_nothing_to_evaluate(argv, message):
         validate(argv)
 
 
-def test_data_of_other_classes_are_refused(evaluate, tmp_path, write_split):
-    for split in ("train", "valid"):
-        write_split(tmp_path / "data" / split, 4, names=("dark", "bright"))
-    with pytest.raises(InputError, match="same category ids"):
-        evaluate("--data.dataset_dir", str(tmp_path / "data"))
+def test_the_same_names_under_other_ids_give_the_same_numbers(evaluate, dataset_dir, tmp_path, caplog):
+    folder = shutil.copytree(dataset_dir, tmp_path / "data")
+    for path in folder.rglob("_annotations.coco.json"):
+        content = json.loads(path.read_text())
+        for row, key in [(row, "category_id") for row in content["annotations"]] + [(row, "id") for row in content["categories"]]:
+            row[key] = {1: 102, 2: 101}[row[key]]
+        path.write_text(json.dumps(content))
+    with caplog.at_level("INFO"):
+        assert evaluate("--data.dataset_dir", str(folder))["metrics"] == evaluate()["metrics"]
+    assert "the names decide: 'dark' (id 101) is 'dark' (id 2)" in caplog.text
 
 
 def test_averaged_weights_of_a_whole_checkpoint_are_evaluated_on_request(evaluate, finished_run):
@@ -97,7 +102,7 @@ def test_averaged_weights_of_a_whole_checkpoint_are_evaluated_on_request(evaluat
 def test_other_classes_are_refused(evaluate, tmp_path, write_split):
     for split in ("train", "valid"):
         write_split(tmp_path / "data" / split, 4, names=("cat", "dog"))
-    with pytest.raises(InputError, match="other classes than those of the label map .1: 'cat' for 'bright'"):
+    with pytest.raises(InputError, match=r"none of its classes is one of the label map's: .*'cat' \(id 1\).*'bright' \(id 1\)"):
         evaluate("--data.dataset_dir", str(tmp_path / "data"))
 
 

@@ -208,7 +208,7 @@ def test_weights_of_another_variant_or_of_other_classes_are_refused(finished_run
     other_data = ("--data.dataset_dir", str(tmp_path / "data"))
     with pytest.raises(InputError, match=r"trained on other classes(.|\n)*'bright'(.|\n)*'cat'"):
         start("--model.weights", best, *other_data)
-    with pytest.raises(InputError, match=r"checkpoint was trained on other classes: 0: bright .* 0: cat"):
+    with pytest.raises(InputError, match=r"checkpoint was trained on other classes: .*'bright'.*'cat'"):
         start("--resume", str(finished_run / "checkpoint.pth"), *other_data)
 
 

@@ -101,14 +101,22 @@ def name_twice(data, picture):
     return {("train", "name_twice"): 1, ("val", "name_twice"): 1}
 
 
-def ids_swapped(data, picture):
-    data.content["val"]["categories"][1]["name"], data.content["val"]["categories"][2]["name"] = "dog", "cat"
-    return {("val", "ids_swapped"): 2}
+def other_ids(data, picture):
+    data.content["val"]["categories"][1]["id"], data.content["val"]["categories"][2]["id"] = 2, 1
+    for row in data.content["val"]["annotations"]:
+        row["category_id"] = 3 - row["category_id"]
+    return {("val", "other_ids"): 2}
 
 
-def renamed(data, picture):
-    data.content["val"]["categories"][1]["name"] = "kitten"
-    return {("val", "renamed"): 1}
+def other_numbers(data, picture):
+    for number in (1, 2):
+        data.content["val"]["categories"][number]["name"] = str(number)
+    return {("val", "other_numbers"): 2}
+
+
+def other_classes(data, picture):
+    data.content["val"]["categories"][1]["name"], data.content["val"]["categories"][2]["name"] = "mouse", "rat"
+    return {("val", "other_classes"): 1}
 
 
 def no_objects(data, picture):
@@ -349,8 +357,9 @@ def reader_finding(data, picture):
 
 KINDS = [
     missing_image, other_case, case_clash, listed_twice, unlisted_image, unsupported, same_image, same_source, same_video,
-    undecodable, missing_split, unreadable_split, no_name, name_twice, ids_swapped, renamed, no_objects, few_objects, only_here,
-    not_here, background, much_background, no_boxes, wrong_size, rotated, odd_mode, small_image, extreme_shape, uniform,
+    undecodable, missing_split, unreadable_split, no_name, name_twice, other_ids, other_numbers, other_classes, no_objects,
+    few_objects, only_here, not_here, background, much_background, no_boxes, wrong_size, rotated, odd_mode, small_image,
+    extreme_shape, uniform,
     identical_to_train, identical, similar_to_train, similar, not_finite, zero_size, outside, over_edge, fractions, do_not_fit,
     speck, tiny, whole_image, extreme_aspect, duplicate, two_classes, too_many_objects, crowd, without_mask, empty_mask, mask_box,
     pieces, hole, overlap, bad_mask, reader_finding,
