@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from rfdetr.evaluation.records import RLE, ImageRecord, Instances
 from rfdetr.evaluation.run_length import run_lengths
+
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it tells of each of its steps
 
 AREAS = ("all", "small", "medium", "large")
 
