@@ -17,17 +17,15 @@ SAME_OBJECT_IOU = 0.8  # of boxes of one class; neighbours in crowded pictures s
 SAME_BOX_IOU = 0.98  # of boxes of different classes; a rider and his horse may overlap by 0.95
 MANY_WRONG = 0.2  # of the boxes: not slips, but the wrong units or the wrong image sizes
 ENOUGH_BOXES = 20  # for judging shares
-UNIT_SQUARE = 1.5  # no box in pixels ends within this, all boxes in fractions do
 
 KINDS = {
-    "not_finite": Kind("warning", "boxes", "boxes with NaN or infinite numbers", "training drops them; correct or delete them"),
-    "zero_size": Kind("warning", "boxes", "boxes without an area", "training drops them; draw them again or delete them"),
+    "not_finite": Kind("warning", "boxes", "boxes with NaN or infinite numbers", "training drops them; correct or delete them",
+                       "drops"),
+    "zero_size": Kind("warning", "boxes", "boxes without an area", "training drops them; draw them again or delete them", "drops"),
     "outside": Kind("warning", "boxes", "boxes that lie wholly outside their image",
-                    "training drops them; look whether they belong to another image"),
+                    "training drops them; look whether they belong to another image", "drops"),
     "over_edge": Kind("warning", "boxes", f"boxes that leave their image by more than {EDGE_TOLERANCE:.0f} pixel",
-                      "training cuts them at the edge; --fix writes them cut"),
-    "fractions": Kind("error", "boxes", "boxes in fractions of the image instead of pixels",
-                      "multiply them by the width and height of their image"),
+                      "training cuts them at the edge", "repairs"),
     "do_not_fit": Kind("error", "boxes", "boxes that do not fit their image, too many for slips",
                        "boxes must be x, y, width, height (not x1, y1, x2, y2) in pixels, of the stated width and height"),
     "speck": Kind("warning", "boxes", f"boxes thinner than {SPECK_SIDE:.0f} pixels and below {SPECK_AREA:.0f} square pixels",
@@ -39,7 +37,7 @@ KINDS = {
     "extreme_aspect": Kind("warning", "boxes", f"boxes more than {EXTREME_ASPECT:.0f} times as long as wide",
                            "look whether they are slips; such boxes are hard to learn"),
     "duplicate": Kind("warning", "boxes", f"second boxes on an object of the same class (IoU above {SAME_OBJECT_IOU})",
-                      "delete one of each pair: the model is taught to find the object twice; --fix drops the later one"),
+                      "delete the later one of each pair: the model is taught to find the object twice", "drops"),
     "two_classes": Kind("warning", "boxes", "boxes that are there again with another class",
                         "delete the wrong one of each pair; one box can have one class only"),
     "too_many_objects": Kind("warning", "boxes", "images with more objects than the model has queries",
@@ -58,9 +56,6 @@ def check_boxes(split: SplitCheck, input_size: tuple[int, int], num_queries: int
     raw = split.raw
     finite = np.isfinite(raw.boxes).all(axis=1)
     split.note_objects("not_finite", KINDS["not_finite"], np.flatnonzero(~finite))
-    if _are_fractions(split, finite):
-        split.note_objects("fractions", KINDS["fractions"], np.flatnonzero(finite))
-        return
     _check_places(split, finite)
     _check_sizes(split, input_size)
     _check_overlaps(split)
@@ -70,11 +65,6 @@ def check_boxes(split: SplitCheck, input_size: tuple[int, int], num_queries: int
     split.note_images("too_many_objects", KINDS["too_many_objects"], crowded,
                       lambda index: f"{counts[index]} objects, {num_queries} queries")
     split.note_objects("crowd", KINDS["crowd"], np.flatnonzero(raw.is_crowd))
-
-
-def _are_fractions(split: SplitCheck, finite: np.ndarray) -> bool:
-    boxes = split.raw.boxes[finite]
-    return len(boxes) > 0 and boxes.max() <= UNIT_SQUARE and split.raw.image_sizes.min() > 10 * UNIT_SQUARE and boxes.max() > 0
 
 
 def _check_places(split: SplitCheck, finite: np.ndarray) -> None:

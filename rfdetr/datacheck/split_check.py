@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rfdetr.data.annotations import RawSplit
+from rfdetr.data.annotations import RawSplit, cut_boxes
 from rfdetr.data.findings import MAX_EXAMPLES, Findings, Kind
 
 
@@ -21,10 +21,7 @@ class SplitCheck:
         limits = raw.image_sizes[raw.image_indices][:, ::-1]
         self.limits = np.tile(limits, 2).astype(np.float64)  # (M, 4) w, h, w, h of the image that an object is on
         self.sides = raw.boxes[:, 2:] - raw.boxes[:, :2]  # (M, 2) w, h
-        inside = raw.boxes.clip(0, self.limits)
-        solid = (self.sides > 0).all(axis=1) & ((inside[:, 2:] - inside[:, :2]) > 0).all(axis=1)
-        self.usable = np.isfinite(raw.boxes).all(axis=1) & solid  # (M,) what training keeps, after cutting at the edge
-
+        self.usable = cut_boxes(raw)[1]  # (M,) what training keeps
         self.reported = {found.name: found.count for found in findings if found.split == name}  # by the reader, with counts
 
     def rows_by_image(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -44,6 +41,15 @@ class SplitCheck:
         width, height = self.sides[row].tolist()
         name = self.category_names.get(int(self.raw.category_ids[row]), "?")
         return f"{self.raw.file_names[self.raw.image_indices[row]]} {name} [{x:.6g}, {y:.6g}, {width:.6g}, {height:.6g}]"
+
+    def kept_by_fix(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tell which images (N,) and objects (M,) bool are left once the findings that --fix drops are gone."""
+        images, objects = np.ones(len(self.raw.image_ids), dtype=bool), self.usable.copy()
+        for found in self.findings:
+            if found.split == self.name and found.kind.fix == "drops":
+                images[self.marked_images.get(found.name, [])] = False
+                objects[self.marked_objects.get(found.name, [])] = False
+        return images, objects & images[self.raw.image_indices]
 
     def note_objects(self, name: str, kind: Kind, rows: np.ndarray, detail: Callable[[int], str] | None = None) -> None:
         """Add a finding about objects; `detail` says more about a row in the examples."""

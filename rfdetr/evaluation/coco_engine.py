@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from rfdetr.evaluation.records import RLE, ImageRecord, Instances
-from rfdetr.evaluation.run_length import run_lengths
+from rfdetr.run_length import run_lengths
 
 BACKENDS = {  # modules of the data set, the evaluator and its class, and the mask functions
     "faster_coco_eval": ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster", "faster_coco_eval.core.mask"),
