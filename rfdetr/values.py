@@ -67,7 +67,7 @@ def rows_of_numbers(column: Sequence, length: int) -> tuple[np.ndarray, np.ndarr
 
 
 def flags(column: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Return a column (n,) bool, and which of its values (n,) bool are 0, 1, false, true or None; None and the others read false."""
+    """Return a column (n,) bool, and which of its values (n,) bool are 0, 1, false, true or None, which reads false."""
     plain = {None: 0, False: 0, True: 1}
     values, valid = whole_numbers([plain[value] if value is None or isinstance(value, bool) else value for value in column])
     valid &= (values == 0) | (values == 1)

@@ -98,7 +98,7 @@ class Annotations:
 
 
 def cut_boxes(raw: RawSplit) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes (M, 4) cut at the edges of their images, and which (M,) bool can be objects: finite, with an area there."""
+    """Return the boxes (M, 4) cut at the edges of their images, and which (M,) bool can be objects: finite, with an area."""
     boxes = raw.boxes.clip(0, np.tile(raw.image_sizes[raw.image_indices][:, ::-1], 2))  # w, h, w, h
     return boxes, np.isfinite(raw.boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 

@@ -27,8 +27,6 @@ KINDS = {
                       "multiply them by the width and height of their image", "repairs"),
     "box_format": Kind("error", "boxes", "boxes that are not x, y, width, height, by the rest of the file",
                        "export the data set again with boxes of the left top corner, width and height", "repairs"),
-    "turned_box": Kind("warning", "boxes", "boxes with a negative width or height, read as drawn from another corner",
-                       "nothing to do if they look right; other programs may refuse them", "repairs"),
 }
 Report = Callable[[str, np.ndarray, Callable[[int], str]], None]  # kind, which rows (M,) bool, what is said of a row
 
@@ -55,11 +53,7 @@ def read_boxes(
         report("box_format", corners | centres, lambda row: "which looks like {}".format(
             "x1, y1, x2, y2" if corners[row] else "the centre's x and y, width, height"))
         boxes = np.where(corners[:, None], numbers, _from_sizes(numbers))
-        boxes = np.where(centres[:, None], _from_centres(numbers), boxes)
-        turned = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-        report("turned_box", turned, lambda row: "")
-    return np.where(turned[:, None], np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]),
-                                                     np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1), boxes), areas
+        return np.where(centres[:, None], _from_centres(numbers), boxes), areas
 
 
 def _in_fractions(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:

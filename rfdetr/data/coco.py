@@ -144,11 +144,11 @@ def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> l
     rows = content[name]
     if not isinstance(rows, list):
         raise InputError(f"{source}: {name!r} must be a list of objects; {EXPORT_AGAIN}")
-    if not rows and name != "annotations":
-        raise InputError(f"{source}: lists no {name}; {EXPORT_AGAIN}")
     wrong = [place for place, row in enumerate(rows) if not isinstance(row, dict)]
     findings.add("not_an_entry", KINDS["not_an_entry"],
                  [f"entry {place} of {name} is {str(rows[place])[:80]!r}" for place in wrong[:MAX_EXAMPLES]], count=len(wrong))
+    if len(rows) == len(wrong) and name != "annotations":
+        raise InputError(f"{source}: lists no {name}; {EXPORT_AGAIN}")
     return [row for row in rows if isinstance(row, dict)] if wrong else rows
 
 
@@ -189,13 +189,15 @@ def _read_images(entries: _Entries, source: Path | str) -> tuple[list[dict], np.
     (ids, has_id), (heights, has_height), (widths, has_width) = (
         whole_numbers(entries.column(key)) for key in ("id", "height", "width"))
     sizes = np.stack([heights, widths], axis=1)
-    has_size = has_height & has_width & (sizes >= 1).all(axis=1) & (sizes <= MAX_SIDE).all(axis=1)
-    has_size &= heights.clip(0, MAX_SIDE) * widths.clip(0, MAX_SIDE) <= MAX_PIXELS
+    for has_side, sides in ((has_height, heights), (has_width, widths)):
+        has_side &= (sides >= 1) & (sides <= MAX_SIDE)
+    has_size = has_height & has_width & (sizes.clip(0, MAX_SIDE).prod(axis=1) <= MAX_PIXELS)
     has_name = np.array([_is_text(name) for name in entries.column("file_name")], dtype=bool)
 
     def describe(place: int) -> str:
-        checked = {"id": has_id, "width": has_size, "height": has_size, "file_name": has_name}
+        checked = {"id": has_id, "width": has_width, "height": has_height, "file_name": has_name}
         wrong = [key for key, is_good in checked.items() if not is_good[place]]
+        wrong = wrong or ["width", "height"]  # both together are too large
         return " and ".join(entries.quote(key)(place) for key in wrong)
 
     usable = has_id & has_size & has_name
@@ -215,7 +217,7 @@ def _read_categories(entries: _Entries, source: Path | str) -> list[Category]:
         raise InputError(f"{source}: none of its categories has an id that is a whole number; {EXPORT_AGAIN}")
     entries, ids = entries.only(has_id), ids[has_id]
     again = _repeats(ids)
-    entries.note("category_id_twice", again, entries.quote("name"))
+    entries.note("category_id_twice", again, lambda place: f"({_shown(entries.rows[place].get('name'))})")
     entries, ids = entries.only(~again), ids[~again].tolist()
     names = [str(name) if type(name) is int else name for name in entries.column("name")]
     has_name = np.array([name == "" or _is_text(name) for name in names], dtype=bool)

@@ -19,9 +19,12 @@ MANY_WRONG = 0.2  # of the boxes: not slips, but the wrong units or the wrong im
 ENOUGH_BOXES = 20  # for judging shares
 
 KINDS = {
-    "not_finite": Kind("warning", "boxes", "boxes with NaN or infinite numbers", "training drops them; correct or delete them",
-                       "drops"),
-    "zero_size": Kind("warning", "boxes", "boxes without an area", "training drops them; draw them again or delete them", "drops"),
+    "not_finite": Kind("warning", "boxes", "boxes with NaN or infinite numbers",
+                       "training drops them; correct or delete them", "drops"),
+    "zero_size": Kind("warning", "boxes", "boxes without an area", "training drops them; draw them again or delete them",
+                      "drops"),
+    "turned": Kind("warning", "boxes", "boxes with a negative width or height, probably drawn from another corner",
+                   "training drops them; write them from the left top corner", "repairs"),
     "outside": Kind("warning", "boxes", "boxes that lie wholly outside their image",
                     "training drops them; look whether they belong to another image", "drops"),
     "over_edge": Kind("warning", "boxes", f"boxes that leave their image by more than {EDGE_TOLERANCE:.0f} pixel",
@@ -70,20 +73,27 @@ def check_boxes(split: SplitCheck, input_size: tuple[int, int], num_queries: int
 def _check_places(split: SplitCheck, finite: np.ndarray) -> None:
     """Find boxes without an area and those that do not lie in their image; many of these are one error instead."""
     raw = split.raw
-    empty = finite & (split.sides <= 0).any(axis=1)
-    finite = finite & ~_reported_by_reader(split)
+    turned = finite & (split.sides < 0).any(axis=1) & (split.sides != 0).all(axis=1)
+    empty = finite & (split.sides <= 0).any(axis=1) & ~turned
+    finite = finite & ~turned & ~_reported_by_reader(split)
     outside = finite & ~empty & ~split.usable
     beyond = np.maximum(-raw.boxes[:, :2], raw.boxes[:, 2:] - split.limits[:, 2:]).max(axis=1, initial=0)
     over = finite & split.usable & (beyond > EDGE_TOLERANCE)
-    wrong = outside | over | (split.sides < 0).any(axis=1)
+    wrong = outside | over
     if wrong.sum() >= max(ENOUGH_BOXES * MANY_WRONG, len(wrong) * MANY_WRONG) and len(wrong) >= ENOUGH_BOXES:
         split.note_objects("do_not_fit", KINDS["do_not_fit"], np.flatnonzero(wrong), _image_size(split))
-        empty = empty & ~wrong
     else:
         split.note_objects("outside", KINDS["outside"], np.flatnonzero(outside), _image_size(split))
         rows = np.flatnonzero(over)
         split.note_objects("over_edge", KINDS["over_edge"], rows[np.argsort(-beyond[rows], kind="stable")], _image_size(split))
     split.note_objects("zero_size", KINDS["zero_size"], np.flatnonzero(empty))
+    split.note_objects("turned", KINDS["turned"], np.flatnonzero(turned))
+
+
+def upright(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (M, 4) xyxy with the smaller x and y in front."""
+    corners = boxes.reshape(-1, 2, 2)
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
 
 def _reported_by_reader(split: SplitCheck) -> np.ndarray:

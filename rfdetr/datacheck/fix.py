@@ -15,7 +15,9 @@ import yaml
 
 from rfdetr.data.annotations import cut_boxes
 from rfdetr.data.coco_writer import image_entry, row_entry
+from rfdetr.datacheck.boxes import upright
 from rfdetr.datacheck.dataset_check import DatasetCheck
+from rfdetr.datacheck.kinds import all_kinds
 from rfdetr.datacheck.split_check import SplitCheck
 from rfdetr.errors import InputError
 
@@ -54,14 +56,9 @@ def check_target(folder: Path) -> None:
 
 def fixed_content(split: SplitCheck) -> dict[str, Any]:
     """Return the corrected annotations of a split as the content of a COCO file."""
-    images, objects = split.kept_by_fix()
-    for what, kept in (("images", images), ("boxes", objects)):
-        if len(kept) and not kept.any():
-            causes = [found.brief() for found in split.findings if found.split == split.name and found.kind.severity != "info"]
-            raise InputError(f"--fix: none of the {len(kept)} {what} of the {split.name} split would be left, so mend it by hand: "
-                             + "; ".join(causes[:3]))
-    raw = split.raw
-    boxes = cut_boxes(raw)[0]
+    raw = replace(split.raw, boxes=upright(split.raw.boxes))
+    boxes, usable = cut_boxes(raw)
+    images, objects = _kept(split, usable)
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     is_cut = (boxes != raw.boxes).any(axis=1)
     areas = np.where(is_cut, np.fmin(raw.areas, box_areas), np.where(np.isnan(raw.areas), box_areas, raw.areas))
@@ -71,3 +68,20 @@ def fixed_content(split: SplitCheck) -> dict[str, Any]:
         "annotations": [row_entry(fixed, row, number) for number, row in enumerate(np.flatnonzero(objects).tolist(), start=1)],
         "categories": [category._asdict() for category in raw.categories],
     }
+
+
+def _kept(split: SplitCheck, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which images (N,) and objects (M,) bool are left without the findings that are dropped."""
+    kinds = all_kinds()
+    images, objects = np.ones(len(split.raw.image_ids), dtype=bool), usable.copy()
+    for kept, marked in ((images, split.marked_images), (objects, split.marked_objects)):
+        for name, places in marked.items():
+            if kinds[name].fix == "drops":
+                kept[places] = False
+    objects &= images[split.raw.image_indices]
+    for what, kept in (("images", images), ("boxes", objects)):
+        if len(kept) and not kept.any():
+            causes = [found.brief() for found in split.findings if found.split == split.name and found.kind.fix == "drops"]
+            raise InputError(f"--fix: none of the {len(kept)} {what} of the {split.name} split would be left; mend it by hand: "
+                             f"{'; '.join(causes[:3])}")
+    return images, objects

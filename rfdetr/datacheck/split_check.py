@@ -42,15 +42,6 @@ class SplitCheck:
         name = self.category_names.get(int(self.raw.category_ids[row]), "?")
         return f"{self.raw.file_names[self.raw.image_indices[row]]} {name} [{x:.6g}, {y:.6g}, {width:.6g}, {height:.6g}]"
 
-    def kept_by_fix(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tell which images (N,) and objects (M,) bool are left once the findings that --fix drops are gone."""
-        images, objects = np.ones(len(self.raw.image_ids), dtype=bool), self.usable.copy()
-        for found in self.findings:
-            if found.split == self.name and found.kind.fix == "drops":
-                images[self.marked_images.get(found.name, [])] = False
-                objects[self.marked_objects.get(found.name, [])] = False
-        return images, objects & images[self.raw.image_indices]
-
     def note_objects(self, name: str, kind: Kind, rows: np.ndarray, detail: Callable[[int], str] | None = None) -> None:
         """Add a finding about objects; `detail` says more about a row in the examples."""
         examples = [self.describe_object(row) + (f" {detail(row)}" if detail else "") for row in rows[:MAX_EXAMPLES].tolist()]

@@ -111,6 +111,7 @@ def _scene_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]
     for offset, (label, mask) in enumerate(zip(scene.labels, scene.masks, strict=True)):
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
         box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-        annotations.append(object_entry(first_id + offset, image_id=image_id, category_id=label + 1, box=box, area=int(mask.sum()),
-                                        segmentation=run_lengths(torch.from_numpy(mask)[None])[0]))
+        runs = run_lengths(torch.from_numpy(mask)[None])[0]
+        annotations.append(object_entry(first_id + offset, image_id=image_id, category_id=label + 1, box=box,
+                                        area=int(mask.sum()), segmentation=runs))
     return annotations
