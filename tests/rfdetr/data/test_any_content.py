@@ -14,14 +14,20 @@ from rfdetr.data.findings import Findings
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.mask_reading import read_masks
 from rfdetr.data.segmentations import draw
+from rfdetr.datacheck.boxes import check_boxes
+from rfdetr.datacheck.classes import check_classes
+from rfdetr.datacheck.fix import fixed_content
+from rfdetr.datacheck.masks import check_masks
+from rfdetr.datacheck.split_check import SplitCheck
 from rfdetr.errors import InputError
 
 HEIGHT, WIDTH = 20, 30
 odd_values = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 40), st.sampled_from([10**12, 10**400, -1e308, 1e308, 2e7, 0.5, 1.6]), st.floats(),
-    st.sampled_from(["", "1", "1.0", " 2 ", "x", "nan", "\ud800", "\0", "a.png", "yes"]), st.just([]), st.just({}), st.just([[]]))
+    st.sampled_from(["", "1", "1.0", " 2 ", "x", "nan", "\ud800", "\0", "a.png", "yes"]), st.builds(list), st.builds(dict), st.builds(lambda: [[]]))
 coordinates = st.one_of(st.integers(-5, 40), st.floats(-50, 50), odd_values)
-polygons = st.lists(st.one_of(st.lists(st.integers(0, 30), min_size=6, max_size=12), st.lists(coordinates, max_size=9)), max_size=3)
+corners = st.lists(st.integers(0, 30), min_size=6, max_size=12)
+polygons = st.lists(st.one_of(corners, st.lists(coordinates, max_size=9)), max_size=3)
 run_values = st.one_of(st.lists(st.one_of(st.integers(-1, 700), odd_values), max_size=4), st.just([100, 20, 480]),
                        st.text(max_size=9), st.sampled_from(["T3D`?", "0", "TZ1"]))
 runs = st.fixed_dictionaries({"size": st.one_of(st.just([HEIGHT, WIDTH]), st.just(["20", 30.0]), odd_values),
@@ -29,24 +35,36 @@ runs = st.fixed_dictionaries({"size": st.one_of(st.just([HEIGHT, WIDTH]), st.jus
 masks = st.one_of(polygons, runs, coordinates, st.lists(st.lists(st.lists(coordinates, max_size=3), max_size=4), max_size=2))
 
 
-def mostly(value, other=odd_values):
-    """Draw the right value three times in four."""
-    return st.one_of(st.just(value), st.just(value), st.just(value), other)
+def change(name: str, key: str, values: st.SearchStrategy) -> st.SearchStrategy:
+    """Draw what to put in the place of a value: the list of the file, the number of the entry, its key and the value."""
+    return st.tuples(st.just(name), st.integers(0, 11), st.just(key), values)
 
 
-annotations = st.fixed_dictionaries({}, optional={
-    "id": mostly(1), "image_id": mostly(1), "category_id": mostly(2), "area": mostly(90), "iscrowd": mostly(0),
-    "bbox": mostly([2, 3, 10, 9], st.lists(coordinates, max_size=5)), "segmentation": masks})
-images = st.fixed_dictionaries({
-    "id": mostly(1), "file_name": mostly("a.png"), "height": mostly(HEIGHT), "width": mostly(WIDTH)})
-categories = st.fixed_dictionaries({"id": mostly(2), "name": mostly("cat")}, optional={"supercategory": odd_values})
-contents = st.fixed_dictionaries({
-    "images": mostly([{"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}],
-                     st.lists(st.one_of(odd_values, images), max_size=3)),
-    "annotations": st.one_of(st.lists(st.one_of(annotations, odd_values), max_size=6), odd_values),
-    "categories": mostly([{"id": 2, "name": "cat"}, {"id": 1, "name": "dog"}],
-                         st.lists(st.one_of(odd_values, categories), max_size=3)),
-})
+changes = st.lists(max_size=8, elements=st.one_of(
+    change("annotations", "bbox", st.one_of(odd_values, st.lists(coordinates, min_size=4, max_size=4))),
+    change("annotations", "segmentation", masks), change("annotations", "segmentation", polygons),
+    change("annotations", "segmentation", runs),
+    *(change("annotations", key, odd_values) for key in ("image_id", "category_id", "area", "iscrowd", "")),
+    *(change("images", key, odd_values) for key in ("id", "file_name", "height", "width", "")),
+    *(change("categories", key, odd_values) for key in ("id", "name", "supercategory", "")),
+))  # fmt: skip
+
+
+def changed_content(spoiled: list[tuple]) -> dict:
+    """A good file with some other values; an empty key stands for the entry as a whole."""
+    content = {"images": [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH} for number in (1, 2, 3)],
+               "categories": [{"id": 2, "name": "cat"}, {"id": 1, "name": "dog", "supercategory": "cat"}],
+               "annotations": [{"id": number, "image_id": 1 + number % 3, "category_id": 1 + number % 2, "bbox": [number, 3, 10, 9],
+                                "area": 90, "iscrowd": 0, "segmentation": [[number, 3, number + 10, 3, number + 10, 12]]}
+                               for number in range(12)]}
+    for name, place, key, value in spoiled:
+        rows = content[name]
+        place %= len(rows)
+        if not key:
+            rows[place] = value
+        elif isinstance(rows[place], dict):
+            rows[place][key] = value
+    return content
 
 
 def check_content(content: dict) -> None:
@@ -57,6 +75,11 @@ def check_content(content: dict) -> None:
         raw = split_from_content(content, "a.json", "images", findings=findings, with_masks=True)
         label_map = LabelMap.from_categories(raw.categories, raw.category_ids.tolist())
         annotations, _ = clean(raw, label_map, drop_crowds=False)
+        split = SplitCheck("train", raw, findings)
+        check_classes({"train": split})
+        check_boxes(split, (64, 64), num_queries=2)
+        check_masks(split, quick=False)
+        assert json.dumps(fixed_content(split))
     except InputError:
         return
     assert all(str(finding) and finding.examples for finding in findings)
@@ -73,16 +96,16 @@ QUICK = settings(max_examples=300, deadline=None, suppress_health_check=list(Hea
 
 
 @QUICK
-@given(contents)
-def test_any_content(content):
-    check_content(content)
+@given(changes)
+def test_any_content(spoiled):
+    check_content(changed_content(spoiled))
 
 
 @pytest.mark.slow
 @settings(QUICK, max_examples=10_000, derandomize=False)
-@given(contents)
-def test_any_content_often(content):
-    check_content(content)
+@given(changes)
+def test_any_content_often(spoiled):
+    check_content(changed_content(spoiled))
 
 
 @QUICK
