@@ -24,7 +24,8 @@ from rfdetr.errors import InputError
 HEIGHT, WIDTH = 20, 30
 odd_values = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 40), st.sampled_from([10**12, 10**400, -1e308, 1e308, 2e7, 0.5, 1.6]), st.floats(),
-    st.sampled_from(["", "1", "1.0", " 2 ", "x", "nan", "\ud800", "\0", "a.png", "yes"]), st.builds(list), st.builds(dict), st.builds(lambda: [[]]))
+    st.sampled_from(["", "1", "1.0", " 2 ", "x", "nan", "\ud800", "\0", "a.png", "yes"]),
+    st.builds(list), st.builds(dict), st.builds(lambda: [[]]))
 coordinates = st.one_of(st.integers(-5, 40), st.floats(-50, 50), odd_values)
 corners = st.lists(st.integers(0, 30), min_size=6, max_size=12)
 polygons = st.lists(st.one_of(corners, st.lists(coordinates, max_size=9)), max_size=3)
@@ -52,10 +53,11 @@ changes = st.lists(max_size=8, elements=st.one_of(
 
 def changed_content(spoiled: list[tuple]) -> dict:
     """A good file with some other values; an empty key stands for the entry as a whole."""
-    content = {"images": [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH} for number in (1, 2, 3)],
+    content = {"images": [{"id": number, "file_name": f"{number}.png", "height": HEIGHT, "width": WIDTH}
+                          for number in (1, 2, 3)],
                "categories": [{"id": 2, "name": "cat"}, {"id": 1, "name": "dog", "supercategory": "cat"}],
-               "annotations": [{"id": number, "image_id": 1 + number % 3, "category_id": 1 + number % 2, "bbox": [number, 3, 10, 9],
-                                "area": 90, "iscrowd": 0, "segmentation": [[number, 3, number + 10, 3, number + 10, 12]]}
+               "annotations": [{"id": number, "image_id": 1 + number % 3, "category_id": 1 + number % 2,
+                                "bbox": [number, 3, 10, 9], "area": 90, "iscrowd": 0, "segmentation": [[number, 3, number + 10, 3, number + 10, 12]]}
                                for number in range(12)]}
     for name, place, key, value in spoiled:
         rows = content[name]
