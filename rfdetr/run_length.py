@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rfdetr.values import whole_numbers
+from rfdetr.values import shown, whole_numbers
 
 GROUP_BITS = 5  # that a character of the compressed form holds
 MAX_GROUPS = 7  # characters of a number; 35 bits are more than any picture needs
@@ -34,11 +34,11 @@ def read_counts(counts: list | str | bytes) -> np.ndarray:
     if isinstance(counts, list):
         lengths, valid = whole_numbers(counts)
         if not valid.all():
-            raise ValueError(f"its run lengths hold {str(counts[int(np.argmin(valid))])[:40]!r}, which is no whole number")
+            raise ValueError(f"its run lengths hold {shown(counts[int(np.argmin(valid))])}, which is no whole number")
     elif isinstance(counts, (str, bytes)):
         lengths = _decompress(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
     else:
-        raise ValueError(f"its run lengths are {str(counts)[:40]!r}, not a list or a string")
+        raise ValueError(f"its run lengths are {shown(counts)}, not a list or a string")
     if (lengths < 0).any():
         raise ValueError("one of its run lengths is negative")
     return lengths

@@ -4,6 +4,8 @@
 """
 
 import re
+import reprlib
+from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -12,7 +14,24 @@ import numpy as np
 
 WHOLE = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+MAX_SHOWN = 80  # characters of a value in a message
 LARGEST = 2**63 - 1  # that an array of int64 holds
+
+
+class _Short(reprlib.Repr):
+    """Writes the beginning of lists, numbers and texts of any length and depth."""
+
+    def repr_array(self, numbers: array, level: int) -> str:
+        return self.repr_list(numbers.tolist(), level)
+
+
+_short = _Short()
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxlong = 5, 20, 8, MAX_SHOWN, 40
+
+
+def shown(value: Any) -> str:
+    """Quote a value for a message."""
+    return _short.repr(value)[:MAX_SHOWN]
 
 
 def whole_number(value: Any) -> int | None:

@@ -21,13 +21,28 @@ SAMPLE = 300  # boxes whose polygons are looked at first
 MANY_LEAVE = 0.2  # of the boxes that only the picture's edges tell something about
 ENOUGH_BOXES = 20  # for that
 EDGE = 2.0  # pixels
+MOST_AREA, LEAST_AREA = 1.5, 0.001  # of an object, as shares of its box
 
 KINDS = {
     "fractions": Kind("error", "boxes", "boxes in fractions of the image instead of pixels",
                       "multiply them by the width and height of their image", "repairs"),
     "box_format": Kind("error", "boxes", "boxes that are not x, y, width, height, by the rest of the file",
                        "export the data set again with boxes of the left top corner, width and height", "repairs"),
+    "area_box": Kind("warning", "boxes", "areas that do not fit their box",
+                     "evaluation sorts objects into small, medium and large by the area; look which of the two is right"),
 }
+READINGS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {  # of numbers (M, 4), on images w, h, w, h, as xyxy
+    "x, y, width, height": lambda numbers, limits: np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:]], axis=1),
+    "x1, y1, x2, y2": lambda numbers, limits: numbers,
+    "the centre's x and y, width, height": lambda numbers, limits: np.concatenate(
+        [numbers[:, :2] - numbers[:, 2:] / 2, numbers[:, :2] + numbers[:, 2:] / 2], axis=1),
+    "y1, x1, y2, x2": lambda numbers, limits: numbers[:, [1, 0, 3, 2]],
+    "x1, x2, y1, y2": lambda numbers, limits: numbers[:, [0, 2, 1, 3]],
+    "y, x, height, width": lambda numbers, limits: _as_sizes(numbers[:, [1, 0, 3, 2]], limits),
+    "x, y, width, height in percent of the image": lambda numbers, limits: _as_sizes(numbers * limits / 100, limits),
+}
+SIZES, CORNERS = 0, 1
+_as_sizes = READINGS["x, y, width, height"]
 Report = Callable[[str, np.ndarray, Callable[[int], str]], None]  # kind, which rows (M,) bool, what is said of a row
 
 
@@ -42,18 +57,28 @@ def read_boxes(
         sizes: (M, 2) h, w of the image that each box is on.
         extents_of: rows -> boxes (n, 4) xyxy around their polygons, NaN where there are none.
     """
-    limits = sizes[:, ::-1].astype(np.float64)
+    limits = np.tile(sizes[:, ::-1].astype(np.float64), 2)
     with np.errstate(all="ignore"):  # NaN and infinity are found later
         fractions = _in_fractions(numbers, sizes)
         report("fractions", fractions, lambda row: f"on {limits[row, 0]:.0f} x {limits[row, 1]:.0f}")
         factors = np.where(fractions[:, None], limits, 1.0)
-        numbers = numbers * np.tile(factors, 2)
-        areas = np.where(areas <= FRACTION, areas * factors.prod(axis=1), areas)
-        corners, centres = _other_formats(numbers, areas, limits, extents_of, fractions)
-        report("box_format", corners | centres, lambda row: "which looks like {}".format(
-            "x1, y1, x2, y2" if corners[row] else "the centre's x and y, width, height"))
-        boxes = np.where(corners[:, None], numbers, _from_sizes(numbers))
-        return np.where(centres[:, None], _from_centres(numbers), boxes), areas
+        numbers = numbers * factors
+        areas = np.where(areas <= FRACTION, areas * factors[:, :2].prod(axis=1), areas)
+
+        def pixel_extents(rows: np.ndarray) -> np.ndarray:
+            extents = extents_of(rows)
+            are_fractions = fractions[rows] & (extents <= FRACTION).all(axis=1)
+            return np.where(are_fractions[:, None], extents * limits[rows], extents)
+
+        readings = _find_readings(numbers, areas, limits, pixel_extents)
+        report("box_format", readings != SIZES, lambda row: f"which looks like {list(READINGS)[readings[row]]}")
+        boxes = np.empty_like(numbers)
+        for index, read in enumerate(READINGS.values()):
+            boxes[readings == index] = read(numbers, limits)[readings == index]
+        box_areas = np.abs((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+        unfitting = (box_areas > 0) & ((areas > MOST_AREA * box_areas) | (areas < LEAST_AREA * box_areas))
+        report("area_box", unfitting, lambda row: f"and area {areas[row]:.6g}")
+    return boxes, areas
 
 
 def _in_fractions(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -64,46 +89,36 @@ def _in_fractions(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return found & (not is_few and 2 * broken.sum() >= found.sum())
 
 
-def _from_sizes(numbers: np.ndarray) -> np.ndarray:
-    return np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:]], axis=1)
-
-
-def _from_centres(numbers: np.ndarray) -> np.ndarray:
-    return np.concatenate([numbers[:, :2] - numbers[:, 2:] / 2, numbers[:, :2] + numbers[:, 2:] / 2], axis=1)
-
-
-def _other_formats(
-    numbers: np.ndarray, areas: np.ndarray, limits: np.ndarray, extents_of: Callable, fractions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which boxes (M,) bool are corners x1, y1, x2, y2, and which have their centre in front."""
-    could_be_corners = (numbers[:, 2:] > numbers[:, :2]).all(axis=1)
-    as_sizes = _close(numbers[:, 2] * numbers[:, 3], areas)
-    as_corners = could_be_corners & ~as_sizes & _close((numbers[:, 2:] - numbers[:, :2]).prod(axis=1), areas)
-    none = np.zeros(len(numbers), dtype=bool)
-    corners = as_corners if _enough(as_corners.sum(), (areas > 0).sum()) else none
-    decided = as_sizes | corners | ~np.isfinite(numbers).all(axis=1)
-
-    rows = np.flatnonzero(~decided)
+def _find_readings(numbers: np.ndarray, areas: np.ndarray, limits: np.ndarray, extents_of: Callable) -> np.ndarray:
+    """Return which of `READINGS` (M,) each box is most likely meant by."""
+    rows = np.arange(len(numbers))
     for chosen in (rows[:: max(1, len(rows) // SAMPLE)], rows):  # few first: polygons take time
-        extents = extents_of(chosen)
-        extents = np.where(fractions[chosen, None] & (extents <= FRACTION).all(axis=1)[:, None],
-                           extents * np.tile(limits[chosen], 2), extents)
-        told = np.isfinite(extents).all(axis=1)
-        readings = (reading(numbers[chosen]) for reading in (_from_sizes, lambda corners: corners, _from_centres))
-        fits_sizes, fits_corners, fits_centres = (told & _fits(boxes, extents) for boxes in readings)
-        found = [fits & ~fits_sizes for fits in (fits_corners, fits_centres & ~fits_corners)]
-        if not _enough(max(map(np.sum, found)), told.sum()):
+        found, num_told = _by_extents(numbers[chosen], limits[chosen], extents_of(chosen))
+        if not _enough((found != SIZES).sum(), num_told):
             break
     else:
-        corners, centres = (_set(part, rows, more) for part, more in zip((corners, none), found))
-        return corners, centres
+        return found
+    readings = np.full(len(numbers), SIZES)
+    could_be_corners = (numbers[:, 2:] > numbers[:, :2]).all(axis=1)
+    as_sizes = _close(numbers[:, 2:].prod(axis=1), areas)
+    as_corners = could_be_corners & ~as_sizes & _close((numbers[:, 2:] - numbers[:, :2]).prod(axis=1), areas)
+    if _enough(as_corners.sum(), (areas > 0).sum()):
+        readings[as_corners] = CORNERS
 
-    rest = ~decided & ~(areas > 0)
-    leaves = rest & (numbers[:, :2] + numbers[:, 2:] > limits + EDGE).any(axis=1)
-    inside = could_be_corners & (numbers >= -EDGE).all(axis=1) & (numbers[:, 2:] <= limits + EDGE).all(axis=1)
-    if rest.sum() >= ENOUGH_BOXES and leaves.sum() >= MANY_LEAVE * rest.sum() and inside[rest].all():
-        corners = corners | rest
-    return corners, none
+    untold = np.isfinite(numbers).all(axis=1) & ~(areas > 0)
+    leaves = untold & (numbers[:, :2] + numbers[:, 2:] > limits[:, :2] + EDGE).any(axis=1)
+    inside = could_be_corners & (numbers >= -EDGE).all(axis=1) & (numbers <= limits + EDGE).all(axis=1)
+    if untold.sum() >= ENOUGH_BOXES and leaves.sum() >= MANY_LEAVE * untold.sum() and inside[untold].all():
+        readings[untold] = CORNERS
+    return readings
+
+
+def _by_extents(numbers: np.ndarray, limits: np.ndarray, extents: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the reading (n,) that fits the polygons of each box where x, y, width, height does not, and how many have some."""
+    pixels, share = EXTENT_TOLERANCE
+    allowed = np.maximum(pixels, share * np.tile(extents[:, 2:] - extents[:, :2], 2))
+    fits = np.stack([(np.abs(read(numbers, limits) - extents) <= allowed).all(axis=1) for read in READINGS.values()])
+    return np.where(fits.any(axis=0), fits.argmax(axis=0), SIZES), int(np.isfinite(extents).all(axis=1).sum())
 
 
 def _close(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
@@ -112,15 +127,3 @@ def _close(values: np.ndarray, areas: np.ndarray) -> np.ndarray:
 
 def _enough(found: int, told: int) -> bool:
     return found >= max(min(MIN_FOUND, told), MIN_SHARE * told) and found > 0
-
-
-def _fits(boxes: np.ndarray, extents: np.ndarray) -> np.ndarray:
-    pixels, share = EXTENT_TOLERANCE
-    allowed = np.maximum(pixels, share * np.tile(extents[:, 2:] - extents[:, :2], 2))
-    return (np.abs(boxes - extents) <= allowed).all(axis=1)
-
-
-def _set(flags: np.ndarray, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    changed = flags.copy()
-    changed[rows] = values
-    return changed

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from rfdetr.data import box_reading, mask_reading
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.box_reading import KINDS as BOX_KINDS
 from rfdetr.data.box_reading import read_boxes
 from rfdetr.data.findings import MAX_EXAMPLES, Findings, Kind
 from rfdetr.data.label_map import Category
+from rfdetr.data.mask_reading import KINDS as MASK_KINDS
 from rfdetr.data.mask_reading import polygon_extents, read_masks
 from rfdetr.errors import InputError
-from rfdetr.values import flags, numbers, rows_of_numbers, whole_numbers
+from rfdetr.values import flags, numbers, rows_of_numbers, shown, whole_numbers
 
 EXPORT_AGAIN = "correct the file, or export the data set again"
 LISTS = ("images", "annotations", "categories")
@@ -40,7 +41,7 @@ KINDS = {
     "bad_area": Kind("warning", "boxes", "annotations whose 'area' is no possible number, taken from the box instead",
                      "evaluation sorts objects into small, medium and large by it", "repairs"),
 }
-_ALL_KINDS = {**KINDS, **box_reading.KINDS, **mask_reading.KINDS}
+_ALL_KINDS = {**KINDS, **BOX_KINDS, **MASK_KINDS}
 
 
 def read_coco(annotation_file: Path, image_root: Path, *, findings: Findings, with_masks: bool = False) -> RawSplit:
@@ -146,7 +147,7 @@ def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> l
         raise InputError(f"{source}: {name!r} must be a list of objects; {EXPORT_AGAIN}")
     wrong = [place for place, row in enumerate(rows) if not isinstance(row, dict)]
     findings.add("not_an_entry", KINDS["not_an_entry"],
-                 [f"entry {place} of {name} is {str(rows[place])[:80]!r}" for place in wrong[:MAX_EXAMPLES]], count=len(wrong))
+                 [f"entry {place} of {name} is {shown(rows[place])}" for place in wrong[:MAX_EXAMPLES]], count=len(wrong))
     if len(rows) == len(wrong) and name != "annotations":
         raise InputError(f"{source}: lists no {name}; {EXPORT_AGAIN}")
     return [row for row in rows if isinstance(row, dict)] if wrong else rows
@@ -175,13 +176,13 @@ class _Entries:
         """Return a description of entries: the value of `key`, and a detail."""
         def describe(place: int) -> str:
             row = self.rows[place]
-            return (f"has {key!r} {_shown(row[key])} {detail(place)}" if key in row else f"has no {key!r}").strip()
+            return (f"has {key!r} {shown(row[key])} {detail(place)}" if key in row else f"has no {key!r}").strip()
         return describe
 
     def _title(self, place: int) -> str:
         """Name an entry by its id, or its place where it has none."""
         row = self.rows[place]
-        return f"the entry of {self.name} with id {_shown(row['id'])}" if "id" in row else f"entry {place} of {self.name}"
+        return f"the entry of {self.name} with id {shown(row['id'])}" if "id" in row else f"entry {place} of {self.name}"
 
 
 def _read_images(entries: _Entries, source: Path | str) -> tuple[list[dict], np.ndarray, np.ndarray]:
@@ -212,12 +213,12 @@ def _read_images(entries: _Entries, source: Path | str) -> tuple[list[dict], np.
 
 def _read_categories(entries: _Entries, source: Path | str) -> list[Category]:
     ids, has_id = whole_numbers(entries.column("id"))
-    entries.note("category_entry", ~has_id, lambda place: f"is {_shown(entries.rows[place])}")
+    entries.note("category_entry", ~has_id, lambda place: f"is {shown(entries.rows[place])}")
     if not has_id.any():
         raise InputError(f"{source}: none of its categories has an id that is a whole number; {EXPORT_AGAIN}")
     entries, ids = entries.only(has_id), ids[has_id]
     again = _repeats(ids)
-    entries.note("category_id_twice", again, lambda place: f"({_shown(entries.rows[place].get('name'))})")
+    entries.note("category_id_twice", again, lambda place: f"({shown(entries.rows[place].get('name'))})")
     entries, ids = entries.only(~again), ids[~again].tolist()
     names = [str(name) if type(name) is int else name for name in entries.column("name")]
     has_name = np.array([name == "" or _is_text(name) for name in names], dtype=bool)
@@ -275,14 +276,6 @@ def _is_text(value: Any) -> bool:
         return isinstance(value, str) and value != "" and "\0" not in value and os.fsencode(value) != b""
     except UnicodeEncodeError:
         return False
-
-
-def _shown(value: Any) -> str:
-    """Quote a value of the file, however long it is."""
-    try:
-        return repr(value)[:80]
-    except ValueError:  # an integer of more digits than Python likes to write
-        return "a very long number"
 
 
 def _short(values: list) -> str:

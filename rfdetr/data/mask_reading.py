@@ -15,7 +15,7 @@ from rfdetr.data.findings import Kind
 from rfdetr.data.polygons import cut, outline_length
 from rfdetr.data.segmentations import draw, encode
 from rfdetr.run_length import read_counts
-from rfdetr.values import number, whole_number
+from rfdetr.values import number, shown, whole_number
 
 CHUNK = 4096  # masks that are looked at together
 MIN_CORNERS = 3
@@ -91,11 +91,11 @@ def validate_polygons(
     for numbers in polygons:
         points = np.asarray(numbers, dtype=np.float64)
         if len(points) % 2 or not np.isfinite(points).all():
-            raise ValueError(f"a polygon must be finite numbers x, y, x, y, ...: {str(points.tolist())[:80]}")
+            raise ValueError(f"a polygon must be finite numbers x, y, x, y, ...: {shown(points.tolist())}")
         points = points.reshape(-1, 2) * scale
         if len(points) < MIN_CORNERS:
             if len(points):
-                note("short_polygon", f"has a polygon of {len(points)} corners: {points.ravel().tolist()}")
+                note("short_polygon", f"has a polygon of {len(points)} corners: {shown(points.ravel().tolist())}")
             continue
         reach = np.array([width, height]) * MARGIN
         if (points < -reach).any() or (points > reach + (width, height)).any():
@@ -130,10 +130,10 @@ def _read_one(value: Any, height: int, width: int, found: dict[str, dict[int, st
         if isinstance(value, dict):
             return _read_runs(value, height, width)
         if not isinstance(value, list):
-            raise ValueError(f"its mask is {str(value)[:40]!r}, neither polygons nor run lengths")
+            raise ValueError(f"its mask is {shown(value)}, neither polygons nor run lengths")
         polygons, depth = _flat_polygons(value)
         if depth != 1:
-            note("mask_nesting", f"has {str(_plain_lists(value))[:80]}")
+            note("mask_nesting", f"has {shown(value)}")
         encoded = encode([points.ravel() for points in validate_polygons(polygons, height, width, note, scale)])
         return encoded if encoded and draw(encoded, height, width).any() else b""
     except ValueError as error:
@@ -147,7 +147,7 @@ def _read_runs(runs: dict, height: int, width: int) -> bytes:
     found = [whole_number(side) for side in size] if isinstance(size, list) else size
     if found != wanted:
         swapped = " (this is width, height; it must be height, width)" if found == wanted[::-1] else ""
-        raise ValueError(f"its run lengths are of an image of (h, w) {str(size)[:40]}{swapped}, not {wanted}")
+        raise ValueError(f"its run lengths are of an image of (h, w) {shown(size)}{swapped}, not {wanted}")
     counts = runs.get("counts")
     lengths = read_counts(counts)
     if lengths.sum() != height * width:
@@ -163,7 +163,7 @@ def _flat_polygons(value: list, depth: int = 0) -> tuple[list[Sequence[float]], 
     if flat is not None and (flat or depth):
         return [flat], depth
     if depth > MAX_NESTING or not isinstance(value, list):
-        raise ValueError(f"a polygon must be a list of numbers x, y, x, y, ...: {str(_plain_lists(value))[:80]}")
+        raise ValueError(f"a polygon must be a list of numbers x, y, x, y, ...: {shown(value)}")
     points = [_numbers(part[0] if isinstance(part, list) and len(part) == 1 else part) for part in value]
     if len(points) >= MIN_CORNERS and all(point is not None and len(point) == 2 for point in points):
         return [[coordinate for point in points for coordinate in point]], depth + 1 if depth else 0
@@ -218,10 +218,3 @@ def _looks_like_fractions(value: Any, height: int, width: int) -> bool:
 def _extent_text(polygons: Sequence[Sequence[float]]) -> str:
     points = np.concatenate([np.asarray(part) for part in polygons]).reshape(-1, 2)
     return "[{:.6g}, {:.6g}] to [{:.6g}, {:.6g}]".format(*points.min(axis=0), *points.max(axis=0))
-
-
-def _plain_lists(value: Any) -> Any:
-    """Show arrays as the lists that they were in the file."""
-    if isinstance(value, list):
-        return [_plain_lists(part) for part in value]
-    return value.tolist() if isinstance(value, array) else value

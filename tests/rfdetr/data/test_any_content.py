@@ -57,7 +57,8 @@ def changed_content(spoiled: list[tuple]) -> dict:
                           for number in (1, 2, 3)],
                "categories": [{"id": 2, "name": "cat"}, {"id": 1, "name": "dog", "supercategory": "cat"}],
                "annotations": [{"id": number, "image_id": 1 + number % 3, "category_id": 1 + number % 2,
-                                "bbox": [number, 3, 10, 9], "area": 90, "iscrowd": 0, "segmentation": [[number, 3, number + 10, 3, number + 10, 12]]}
+                                "bbox": [number, 3, 10, 9], "area": 90, "iscrowd": 0,
+                                "segmentation": [[number, 3, number + 10, 3, number + 10, 12]]}
                                for number in range(12)]}
     for name, place, key, value in spoiled:
         rows = content[name]

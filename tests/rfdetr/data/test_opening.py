@@ -149,7 +149,7 @@ def test_images_are_in_the_order_of_their_ids(write_roboflow, coco_content):
 BAD_CONTENT = {
     "no images list": (lambda c: c.pop("images"), "the list 'images' is missing"),
     "no annotations list": (lambda c: c.pop("annotations"), "the list 'annotations' is missing"),
-    "list of numbers": (lambda c: c.update(annotations=[1, 2]), "2 entries that are not objects .*entry 0 of annotations is '1'"),
+    "list of numbers": (lambda c: c.update(annotations=[1, 2]), "2 entries that are not objects .*entry 0 of annotations is 1"),
     "no list": (lambda c: c.update(annotations={"1": {}}), "'annotations' must be a list of objects"),
     "no usable image": (lambda c: [image.update(id="x") for image in c["images"]], "none of its images .*first has 'id' 'x'"),
     "no usable category": (lambda c: [row.update(id=None) for row in c["categories"]], "none of its categories has an id"),

@@ -414,7 +414,7 @@ def bad_mask(data, picture):
         {**right, "counts": [[19200]]}, {**right, "counts": "Rc0?]1000"}, {**right, "counts": "~~"}, {**right, "counts": "é"},
         {**right, "counts": 7}, {**right, "counts": "o" * 40 + "0"}, {**right, "counts": ""}, {**right, "size": "120, 160"},
         [["a", 1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, 6, 7]], [[1, 2, float("nan"), 4, 5, 6]], "polygon", 3, True, [None],
-        [[1, [2], 3]], [{"x": 1, "y": 2}], [[1, 10**400, 3, 4, 5, 6]],
+        [[1, [2], 3]], [{"x": 1, "y": 2}], json.loads("[" * 900 + "]" * 900), [[1, 10**400, 3, 4, 5, 6]],
     ]  # fmt: skip
     data.content["train"]["annotations"] += [{**data.cat(2), "segmentation": value} for value in values]
     return {("train", "bad_mask"): len(values)}
