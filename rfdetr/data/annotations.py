@@ -57,7 +57,7 @@ class RawSplit:
     category_ids: np.ndarray  # (M,) int64, all of them in categories
     areas: np.ndarray  # (M,) float64 in pixels; NaN where the file does not say
     is_crowd: np.ndarray  # (M,) bool
-    segmentations: list[bytes] | None = None  # M encoded masks (segmentations.py), None if not asked for
+    segmentations: list[bytes] | None = None  # M checked masks (mask_reading.py), None if not asked for
     open_image: Callable[[str], BinaryIO] | None = None  # opens a file name that is not a file under image_root (shards)
 
 
@@ -98,6 +98,12 @@ class Annotations:
         return replace(self, **arrays, **packed)
 
 
+def cut_boxes(raw: RawSplit) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes (M, 4) cut at the edges of their images, and which (M,) bool can be objects: finite, with an area."""
+    boxes = raw.boxes.clip(0, np.tile(raw.image_sizes[raw.image_indices][:, ::-1], 2))  # w, h, w, h
+    return boxes, np.isfinite(raw.boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+
+
 def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, drop_crowds: bool) -> tuple[Annotations, dict[str, int]]:
     """Clamp boxes to their image, drop what cannot be an object, and count everything that was done.
 
@@ -105,16 +111,14 @@ def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, drop_crowds: bool) -
         the annotations, with images in the order of their ids, and the report: a count for each kind of dirt.
     """
     image_order = np.argsort(raw.image_ids, kind="stable")
-    limits = np.tile(raw.image_sizes[raw.image_indices][:, ::-1], 2)  # w, h, w, h
-    clamped = raw.boxes.clip(0, limits)
+    clamped, usable = cut_boxes(raw)
     labels = classes.labels_of(raw.category_ids)
 
     crowds = raw.is_crowd if drop_crowds else np.zeros_like(raw.is_crowd)
     unmapped = (labels < 0) & ~crowds
     candidates = ~crowds & ~unmapped
     finite = np.isfinite(raw.boxes).all(axis=1)
-    solid = (clamped[:, 2] > clamped[:, 0]) & (clamped[:, 3] > clamped[:, 1])  # False for NaN
-    kept = candidates & finite & solid
+    kept = candidates & usable
 
     place = np.empty(len(image_order), dtype=np.int64)
     place[image_order] = np.arange(len(image_order))
@@ -136,7 +140,7 @@ def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, drop_crowds: bool) -
     return annotations, {
         "images": len(image_order), "background_images": int((counts == 0).sum()), "boxes": len(rows),
         "crowds": int(annotations.is_crowd.sum()), "crowds_dropped": int(crowds.sum()), "unmapped": int(unmapped.sum()),
-        "not_finite": int((candidates & ~finite).sum()), "zero_size": int((candidates & finite & ~solid).sum()),
+        "not_finite": int((candidates & ~finite).sum()), "zero_size": int((candidates & finite & ~usable).sum()),
         "clamped": int((moved & kept).sum()),
     }
 

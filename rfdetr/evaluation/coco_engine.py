@@ -14,7 +14,7 @@ from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from rfdetr.evaluation.records import RLE, ImageRecord, Instances
-from rfdetr.evaluation.run_length import run_lengths
+from rfdetr.run_length import run_lengths
 
 logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it tells of each of its steps
 

@@ -138,7 +138,10 @@ def test_images_are_in_the_order_of_their_ids(write_roboflow, coco_content):
 BAD_CONTENT = {
     "no images list": (lambda c: c.pop("images"), "the list 'images' is missing"),
     "no annotations list": (lambda c: c.pop("annotations"), "the list 'annotations' is missing"),
-    "list of numbers": (lambda c: c.update(annotations=[1, 2]), "'annotations' must be a list of objects"),
+    "list of numbers": (lambda c: c.update(annotations=[1, 2]), "2 entries that are not objects .*entry 0 of annotations is 1"),
+    "no list": (lambda c: c.update(annotations={"1": {}}), "'annotations' must be a list of objects"),
+    "no usable image": (lambda c: [image.update(id="x") for image in c["images"]], "none of its images .*first has 'id' 'x'"),
+    "no usable category": (lambda c: [row.update(id=None) for row in c["categories"]], "none of its categories has an id"),
     "no images": (lambda c: c.update(images=[], annotations=[]), "lists no images"),
     "no categories": (lambda c: c.update(categories=[]), "lists no categories"),
     "no width": (lambda c: c["images"][1].pop("width"), "1 image entries without .*entry of images with id 11 has no 'width'"),
@@ -150,7 +153,7 @@ BAD_CONTENT = {
     "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations with id 0 has no 'bbox'"),
     "three numbers": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"four numbers.*with id 1 has 'bbox' \[1, 2, 3\]"),
     "text for a number": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "x"]), r"has 'bbox' \[1, 2, 3, 'x'\]"),
-    "text for an id": (lambda c: c["annotations"][1].update(image_id="x1"), "with id 1 has 'image_id' x1"),
+    "text for an id": (lambda c: c["annotations"][1].update(image_id="x1"), "with id 1 has 'image_id' 'x1'"),
     "unknown category": (lambda c: c["annotations"][1].update(category_id=5), "does not list .*with id 1 has 'category_id' 5"),
     "unknown image": (lambda c: c["annotations"][1].update(image_id=99), "does not list .*with id 1 has 'image_id' 99"),
     "no boxes": (lambda c: c.update(annotations=c["annotations"][-1:]), "train split has no boxes to learn from .*1 crowd"),
@@ -171,13 +174,22 @@ def test_wrong_content_is_named(write_roboflow, coco_content, name):
 
 @pytest.mark.parametrize("text, message", [
     ('{"images": [\n{"id": 1,}', "not valid JSON at line 2, column"), ("", "not valid JSON at line 1, column 1"),
-    ("[]", "holds a list, but COCO annotations are an object"),
+    ("[]", "holds a list, but COCO annotations are an object"), ("NaN", "holds a float"),
+    ("[" * 100_000, "not JSON that can be read"), (f'{{"images": {"7" * 5000}}}', "not JSON that can be read .*digits"),
+    ('{"images": [], "images": []}', "'images' stands there twice"),
 ])
 def test_wrong_json_is_named(write_roboflow, coco_content, text, message):
     folder = write_roboflow(train=coco_content())
     (folder / "train" / "_annotations.coco.json").write_text(text)
     with pytest.raises(InputError, match=message):
         open_train(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_other_encodings_of_json_are_read(write_roboflow, coco_content, encoding):
+    folder = write_roboflow(train=coco_content())
+    (folder / "train" / "_annotations.coco.json").write_text(json.dumps(coco_content()), encoding=encoding)
+    assert open_train(folder).num_boxes == 6
 
 
 def test_missing_folders_are_named(write_coco, coco_content, tmp_path):
