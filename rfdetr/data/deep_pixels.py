@@ -23,7 +23,7 @@ WHITE_IS_ZERO = 0  # of PHOTOMETRIC; Pillow heeds it up to 8 bits
 class DeepPixels(NamedTuple):
     """The pixels of one picture, as numbers."""
 
-    values: np.ndarray  # (h, w) or (h, w, 3)
+    values: np.ndarray  # (h, w), or (h, w, 3) RGB, or (h, w, 4) CMYK
     declared: int | None = None  # the largest value that the file itself says it may hold, if it is less than it could store
     capacity: int | None = None  # the largest value that it could store
     is_inverted: bool = False  # 0 is white
@@ -57,7 +57,8 @@ class DeepPixels(NamedTuple):
         if self.is_inverted:
             shades = white_level - shades
         shades *= 255 / white_level
-        return Image.fromarray((shades + 0.5).astype(np.uint8)).convert("RGB")
+        mode = "L" if shades.ndim == 2 else "RGB" if shades.shape[2] == 3 else "CMYK"
+        return Image.frombytes(mode, shades.shape[1::-1], (shades + 0.5).astype(np.uint8).tobytes()).convert("RGB")
 
     def describe(self) -> str:
         """Name the range that is used."""
@@ -77,9 +78,10 @@ def deep_pixels(image: Image.Image) -> DeepPixels:
     """
     declared = _declared(image)  # needs the file, which loading closes
     if _is_deep_colour(image):
+        bands = 4 if image.mode == "CMYK" else 3  # without transparency
         low = _low_bytes(image)
-        high = np.asarray(image.convert("RGB"))
-        return DeepPixels(high.astype(np.uint16) << 8 | low, declared, 65535)
+        image.tile = [_with_raw_mode(tile, _raw_mode(tile, image)) for tile in image.tile]
+        return DeepPixels((np.asarray(image).astype(np.uint16) << 8 | low)[..., :bands], declared, 65535)
     values = np.asarray(image)
     is_16_bit = image.mode.startswith("I;16") or image.format == "PNG"
     if not np.isfinite(values).all():
@@ -88,35 +90,43 @@ def deep_pixels(image: Image.Image) -> DeepPixels:
     return DeepPixels(values, declared, 65535 if is_16_bit else None, is_inverted)
 
 
-def _raw_modes(image: Image.Image) -> list[str]:
-    arguments = [tile[3] for tile in getattr(image, "tile", ())]
-    return [str(values[0] if isinstance(values, tuple) and values else values) for values in arguments]
-
-
 def _is_deep_colour(image: Image.Image) -> bool:
     """Tell whether Pillow would keep the upper half of 16 bits alone."""
-    in_16_bits = (";16B", ";16L", ";16N")
-    return image.mode in ("RGB", "RGBA", "RGBX", "LA") and any(mode.endswith(in_16_bits) for mode in _raw_modes(image))
+    modes = {_raw_mode(tile, image) for tile in getattr(image, "tile", ())}
+    return any(mode[:-1] in ("RGB;16", "RGBA;16", "RGBX;16", "LA;16", "CMYK;16", "R;16") for mode in modes)
+
+
+def _raw_mode(tile: tuple, image: Image.Image) -> str:
+    """Return how Pillow would decode a part of the file, such as ``RGB;16B``: bands, bits and order of the bytes."""
+    arguments = tile[3]
+    mode = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+    if image.format == "TIFF" and mode in tuple("RGBA") and np.max(image.tag_v2.get(BITS_PER_SAMPLE, 8)) == 16:
+        return f"{mode};16" + ("L" if image.tag_v2.prefix == b"II" else "B")  # one band alone, which Pillow takes for 8 bits
+    return mode
+
+
+def _with_raw_mode(tile: tuple, mode: str) -> tuple:
+    arguments = (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
 
 
 def _low_bytes(image: Image.Image) -> np.ndarray:
-    """Decode the lower half of 16-bit colours, (h, w, 3): what Pillow takes for the upper one in the other order of bytes."""
+    """Decode the lower half of 16-bit colours: what Pillow takes for the upper one in the other order of bytes."""
     place = image.fp.tell()
     image.fp.seek(0)
     content = io.BytesIO(image.fp.read())
     image.fp.seek(place)
     with Image.open(content, formats=[image.format]) as twin:
-        if _raw_modes(twin)[0].startswith("LA"):
+        modes = [_raw_mode(tile, twin) for tile in twin.tile]
+        if modes[0].startswith("LA"):
             return np.uint8(0)  # Pillow knows it in one order only
-        twin.tile = [(*tile[:3], _swapped(tile[3])) for tile in twin.tile]
-        return np.asarray(twin.convert("RGB"))
+        twin.tile = [_with_raw_mode(tile, _swapped(mode)) for tile, mode in zip(twin.tile, modes)]
+        return np.asarray(twin)
 
 
-def _swapped(arguments: str | tuple) -> str | tuple:
-    if isinstance(arguments, tuple):
-        return (_swapped(arguments[0]), *arguments[1:])
-    is_little = arguments[-1] == "L" or (arguments[-1] == "N" and sys.byteorder == "little")
-    return arguments[:-1] + ("B" if is_little else "L")
+def _swapped(mode: str) -> str:
+    is_little = mode[-1] == "L" or (mode[-1] == "N" and sys.byteorder == "little")
+    return mode[:-1] + ("B" if is_little else "L")
 
 
 def _declared(image: Image.Image) -> int | None:

@@ -138,8 +138,8 @@ def open_picture(
         raise ImageError(f"{path}: the image has {number} pixels, more than data.max_pixels {max_pixels or MAX_PIXELS}; resize "
                          "it or cut it into tiles, or allow more") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: this is not an image that can be read ({', '.join(FORMATS)}); its first bytes are "
-                         f"{_first_bytes(source)}; replace the file, or take it out of the annotations") from None
+        raise ImageError(f"{path}: this is not an image that can be read ({', '.join(FORMATS)}, in forms that Pillow knows); its "
+                         f"first bytes are {_first_bytes(source)}; replace the file, or take it out of the annotations") from None
     except Exception as error:  # every decoder has errors of its own: struct.error, RuntimeError, MemoryError ...
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: the image cannot be decoded ({reason}); replace the file, or take it out of the annotations"

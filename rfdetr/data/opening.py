@@ -12,9 +12,11 @@ from rfdetr.data.cache import read_files
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
 from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
+from rfdetr.data.images import MAX_PIXELS, allow_pixels
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import RECIPES, Recipe, find_recipe
 from rfdetr.data.transforms import make_transforms
+from rfdetr.data.white_level import find_white_level
 from rfdetr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ def open_dataset(
     on_bad_image: str = "fail",
     exif: str = "apply",
     cache: str = "none",
+    white_level: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     raw: RawSplit | None = None,
 ) -> DetectionDataset:
     """Read one split and say in one log line what it holds.
@@ -47,9 +51,12 @@ def open_dataset(
             ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
         on_bad_image, exif: see `DetectionDataset`.
+        white_level, max_pixels: see `read_image`; a white level of None is decided by the train split's pictures, once for all
+            splits (white_level.py), and is then `DetectionDataset.white_level`.
         cache: "ram" keeps the files of all images in memory.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
+    allow_pixels(max_pixels)
     if raw is None:
         findings = Findings()
         raw = read_split(dataset_dir, split, format=format, paths=paths, with_masks=with_masks, findings=findings)
@@ -58,19 +65,23 @@ def open_dataset(
         train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format, paths)
         label_map = _make_label_map(train, label_map)
     _check_names(raw, label_map)
-    annotations, report = clean(raw, label_map, drop_crowds=training)
+    annotations, report = clean(raw, label_map, training=training)
     if with_masks:
         report["without_mask"] = sum(1 for row in range(len(annotations.boxes)) if not annotations.segmentations[row])
     _check_content(raw, report, split, training, with_masks)
     recipe = _augmentation(augment) if training else RECIPES["none"]
-    is_dirty = any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "without_mask"))
+    is_dirty = any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "unmatchable", "without_mask"))
     log = logger.warning if is_dirty else logger.info
     found_format = detect_format(dataset_dir, format) if paths is None else "coco"
     log("%s split: %s (%s, format %s)", split, describe(report), raw.source, found_format)
     if cache == "ram":
         annotations = replace(annotations, file_contents=read_files(annotations))
+    if white_level is None and (white_level := find_white_level(raw, max_pixels=max_pixels)) and split != "train":
+        if "train" in available_splits(dataset_dir, format, paths):
+            train = read_split(dataset_dir, "train", format=format, paths=paths)
+            white_level = find_white_level(train, max_pixels=max_pixels) or white_level
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
-                         on_bad_image=on_bad_image, exif=exif)
+                            on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
 
 
 def read_label_map(
