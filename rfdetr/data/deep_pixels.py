@@ -136,7 +136,7 @@ def _declared(image: Image.Image) -> int | None:
         if largest is not None:
             return int(np.max(largest)) or None
         bits = int(np.max(bits or 16))
-    elif image.format == "PNG":
+    elif image.format == "PNG" and image.fp:
         place = image.fp.tell()
         image.fp.seek(0)
         header = image.fp.read(HEADER).partition(b"IDAT")[0]
