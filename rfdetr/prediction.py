@@ -1,20 +1,29 @@
 """Detections on pictures, without a data set: from images to COCO's results."""
 
+import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
 
-from rfdetr.data.images import preprocess, read_image
+from rfdetr.data.images import MAX_PIXELS, preprocess, read_image, to_rgb
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
 from rfdetr.evaluation.coco_engine import encode_masks
+from rfdetr.plots.pictures import draw_detections
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+SAVED_AS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF",
+            ".tiff": "TIFF"}  # extensions that drawn pictures keep
+QUALITY = 90  # of JPEG and WebP
+
+logger = logging.getLogger(__name__)
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,7 +31,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 @torch.no_grad()
 def predict(
     model: nn.Module, postprocess: Callable, images: Sequence[Picture], *, size: tuple[int, int], threshold: float = 0.5,
-    precision: str = "fp32", antialias: bool = True,
+    precision: str = "fp32", antialias: bool = True, white_level: int | None = None, max_pixels: int = MAX_PIXELS,
 ) -> list[dict[str, Tensor]]:
     """Detect objects on one batch of pictures; where the model is, the work is done.
 
@@ -32,6 +41,7 @@ def predict(
         threshold: only detections that score higher are returned.
         precision: "fp32", "bf16" or "fp16", of the forward pass.
         antialias: see `preprocess`.
+        white_level, max_pixels: see `read_image`; the white level is that which the model was trained with.
 
     Returns:
         What `PostProcess` returns for each picture, on the CPU: scores (k,), labels (k,), boxes (k, 4) xyxy in pixels of the
@@ -40,7 +50,7 @@ def predict(
     if precision not in _AUTOCAST:
         raise InputError(f"predict: precision {precision!r} is not one of {', '.join(_AUTOCAST)}")
     device = next(model.parameters()).device
-    pictures = [read_image(Path(image)) if isinstance(image, (str, Path)) else image for image in images]
+    pictures = [_open(image, white_level, max_pixels) for image in images]
     if not pictures:
         return []
     samples = torch.stack([preprocess(picture, size, antialias=antialias) for picture in pictures]).to(device)
@@ -80,6 +90,51 @@ def coco_results(
             row["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode("ascii")}
         rows.append(row)
     return rows
+
+
+def drawn_paths(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Choose a file of its own below `folder` for the drawing of each picture, under the picture's name where that can be kept.
+
+    A name whose extension is none of `SAVED_AS` gets .png behind it, and a number before that where another has the name.
+    """
+    kept = [_inside(name) for name in names]
+    taken = {path for path in kept if path.suffix.lower() in SAVED_AS}
+    paths, seen = [], set()
+    for path in kept:
+        chosen, number = path if path in taken else path.with_name(f"{path.name}.png"), 1
+        while chosen in seen or (chosen in taken and chosen != path):
+            number += 1
+            chosen = path.with_name(f"{path.name}-{number}.png")
+        seen.add(chosen)
+        paths.append(folder / chosen)
+    return paths
+
+
+def save_drawing(path: Path, picture: Tensor, result: dict[str, Tensor], label_map: LabelMap) -> bool:
+    """Write a picture (3, h, w) with the detections that have a class; what cannot be drawn or saved is logged and left out."""
+    try:
+        is_known = [label_map.category_of(label) is not None for label in result["labels"].tolist()]
+        found = {name: value[is_known] for name, value in result.items()}
+        drawn = draw_detections(picture, found["boxes"], found["labels"], class_names=label_map.names, scores=found["scores"],
+                                masks=found.get("masks"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(drawn).save(path, format=SAVED_AS[path.suffix.lower()], quality=QUALITY)
+    except Exception as error:  # encoders have errors and limits of their own; the results are worth more than one drawing
+        logger.warning("%s: the picture cannot be drawn (%s: %s); its results are kept", path, type(error).__name__, error)
+        return False
+    return True
+
+
+def _inside(name: str) -> Path:
+    """Return a name as a path that stays in its folder."""
+    path = PurePath(name)
+    return Path(*[part for part in path.parts if part not in (path.anchor, "..")] or ["picture"])
+
+
+def _open(image: Picture, white_level: int | None, max_pixels: int) -> Image.Image | np.ndarray | Tensor:
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image), white_level=white_level, max_pixels=max_pixels)
+    return to_rgb(image, white_level) if isinstance(image, Image.Image) else image
 
 
 def _size_of(picture: Image.Image | np.ndarray | Tensor) -> tuple[int, int]:

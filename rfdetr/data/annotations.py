@@ -18,6 +18,7 @@ from rfdetr.data.label_map import Category, LabelMap
 from rfdetr.data.shared_memory import share
 
 CLAMP_TOLERANCE = 0.01  # pixels; rounding in the file, not worth a word
+FARTHEST = 1e9  # pixels; no box reaches farther, which float32 and its products hold
 
 
 class PackedBytes:
@@ -71,7 +72,7 @@ class Annotations:
     file_names: np.ndarray  # (N,) bytes
     image_sizes: np.ndarray  # (N, 2) int64 h, w
     offsets: np.ndarray  # (N + 1,) int64
-    boxes: np.ndarray  # (M, 4) float32 xyxy in pixels, inside the image
+    boxes: np.ndarray  # (M, 4) float32 xyxy in pixels; inside the image if they were clipped
     labels: np.ndarray  # (M,) int64
     areas: np.ndarray  # (M,) float32 in pixels, as annotated
     is_crowd: np.ndarray  # (M,) bool
@@ -104,28 +105,32 @@ def cut_boxes(raw: RawSplit) -> tuple[np.ndarray, np.ndarray]:
     return boxes, np.isfinite(raw.boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
-def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, drop_crowds: bool) -> tuple[Annotations, dict[str, int]]:
-    """Clamp boxes to their image, drop what cannot be an object, and count everything that was done.
+def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, training: bool) -> tuple[Annotations, dict[str, int]]:
+    """Drop what cannot be an object, and count everything that was done.
+
+    Args:
+        training: also leave out crowds, cut boxes at the edge of their image, and drop those without an area in it. Evaluation
+            measures against what is annotated, as pycocotools does.
 
     Returns:
         the annotations, with images in the order of their ids, and the report: a count for each kind of dirt.
     """
     image_order = np.argsort(raw.image_ids, kind="stable")
-    clamped, usable = cut_boxes(raw)
+    inside, usable = cut_boxes(raw)
     labels = classes.labels_of(raw.category_ids)
 
-    crowds = raw.is_crowd if drop_crowds else np.zeros_like(raw.is_crowd)
+    crowds = raw.is_crowd if training else np.zeros_like(raw.is_crowd)
     unmapped = (labels < 0) & ~crowds
     candidates = ~crowds & ~unmapped
     finite = np.isfinite(raw.boxes).all(axis=1)
-    kept = candidates & usable
+    kept = candidates & (usable if training else finite)
 
     place = np.empty(len(image_order), dtype=np.int64)
     place[image_order] = np.arange(len(image_order))
     images = place[raw.image_indices]
     rows = np.flatnonzero(kept)[np.argsort(images[kept], kind="stable")]
     counts = np.bincount(images[rows], minlength=len(image_order))
-    boxes = clamped[rows]
+    boxes = inside[rows] if training else raw.boxes[rows].clip(-FARTHEST, FARTHEST)
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = np.where(np.isfinite(raw.areas[rows]), raw.areas[rows], sides[:, 0] * sides[:, 1])
     annotations = Annotations(
@@ -136,12 +141,13 @@ def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, drop_crowds: bool) -
         segmentations=None if raw.segmentations is None else PackedBytes.pack([raw.segmentations[row] for row in rows]),
         open_image=raw.open_image,
     )
-    moved = np.abs(clamped - raw.boxes).max(axis=1, initial=0) > CLAMP_TOLERANCE
+    moved = np.abs(inside - raw.boxes).max(axis=1, initial=0) > CLAMP_TOLERANCE
+    without_area = int((candidates & finite & ~usable).sum())
     return annotations, {
         "images": len(image_order), "background_images": int((counts == 0).sum()), "boxes": len(rows),
         "crowds": int(annotations.is_crowd.sum()), "crowds_dropped": int(crowds.sum()), "unmapped": int(unmapped.sum()),
-        "not_finite": int((candidates & ~finite).sum()), "zero_size": int((candidates & finite & ~usable).sum()),
-        "clamped": int((moved & kept).sum()),
+        "not_finite": int((candidates & ~finite).sum()), "zero_size": without_area * training,
+        "unmatchable": without_area * (not training), "clamped": int((moved & kept).sum()) * training,
     }
 
 
@@ -151,6 +157,7 @@ def describe(report: dict[str, int]) -> str:
         "crowds_dropped": "crowd regions left out", "crowds": "crowd regions",
         "unmapped": "boxes left out because the label map lacks their category",
         "not_finite": "boxes with NaN or infinite coordinates dropped", "zero_size": "boxes without an area dropped",
+        "unmatchable": "boxes without an area in their image, which count as missed",
         "clamped": "boxes cut at the edge of their image", "without_mask": "objects without a mask",
     }
     notes = [f"{report[key]} {text}" for key, text in done.items() if report.get(key)]

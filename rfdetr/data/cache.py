@@ -6,11 +6,13 @@ Files instead of pixels: they are ten times smaller, and reading is what slow di
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from rfdetr.data.annotations import Annotations, PackedBytes
+from rfdetr.data.images import ImageError, check_regular
 from rfdetr.errors import InputError
 
 USABLE_SHARE = 0.8  # of the free memory; the rest is for the training itself
@@ -57,12 +59,14 @@ def free_memory() -> int | None:
 
 def _file_size(path: Path) -> int:
     try:
-        return os.stat(path).st_size
-    except OSError:
+        check_regular(path)
+        return os.stat(path).st_size if os.access(path, os.R_OK) else 0
+    except (OSError, ValueError, ImageError):
         return 0
 
 
 def _read_into(path: Path, memory: np.ndarray) -> None:
     if len(memory):
-        with open(path, "rb") as file:
+        memory[:] = 0  # for what cannot be read, or is no longer there
+        with suppress(OSError), open(path, "rb") as file:
             file.readinto(memory)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rfdetr.data.annotations import Annotations
-from rfdetr.data.images import ImageError, normalize, preprocess, read_image, resize, to_float
+from rfdetr.data.images import MAX_PIXELS, ImageError, normalize, preprocess, read_image, resize, to_float
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import Recipe
 from rfdetr.data.samplers import SampleKey
@@ -28,9 +28,10 @@ class DetectionDataset(Dataset):
     """Images and COCO-style targets of one split; `open_dataset` makes it, whatever format the files have.
 
     An item is ``(image (3, H, W) float32 normalised, target)``. With a `SampleKey` it is augmented and has the key's size; with a
-    plain index it is the evaluation's sample. The target holds `boxes` (M, 4) cxcywh in [0, 1], `labels` (M,), `image_id` (1,),
-    `area` (M,) in pixels of the original as annotated, `iscrowd` (M,), `orig_size` (2,) and `size` (2,) h, w, and if asked for
-    `masks` (M, h, w) bool: of the size of the image when training, of the original when evaluating.
+    plain index it is the evaluation's sample. The target holds `boxes` (M, 4) cxcywh in fractions of the image (cut at its edge
+    when training, as annotated when evaluating), `labels` (M,), `image_id` (1,), `area` (M,) in pixels of the original as
+    annotated, `iscrowd` (M,), `orig_size` (2,) and `size` (2,) h, w, and if asked for `masks` (M, h, w) bool: of the size of the
+    image when training, of the original when evaluating.
 
     Args:
         augment: a recipe, or a transform of one's own (transforms.py), for samples asked for with a key.
@@ -38,6 +39,7 @@ class DetectionDataset(Dataset):
         on_bad_image: "fail", or "skip": a picture that cannot be read gives a grey one whose target says why in `bad_image`
             (str). When training it has no objects and the loader leaves it out; in evaluation its objects count as missed.
         exif: "apply" or "refuse" a picture's orientation (images.py).
+        white_level, max_pixels: see `read_image`.
     """
 
     def __init__(
@@ -51,13 +53,20 @@ class DetectionDataset(Dataset):
         report: dict[str, int],
         on_bad_image: str = "fail",
         exif: str = "apply",
+        white_level: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        if white_level is not None and white_level < 1:
+            raise InputError(f"data.white_level: {white_level} is not possible; it must be 1 or more, or left out")
+        if max_pixels < 1:
+            raise InputError(f"data.max_pixels: {max_pixels} is not possible; it must be 1 or more")
         for name, value, choices in (("on_bad_image", on_bad_image, ("fail", "skip")), ("exif", exif, ("apply", "refuse"))):
             if value not in choices:
                 raise InputError(f"data.{name}: {value!r} is unknown; it must be {' or '.join(choices)}")
         self.label_map, self.split, self.report = label_map, split, report
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.augment, self.on_bad_image, self.exif = augment, on_bad_image, exif
+        self.white_level, self.max_pixels = white_level, max_pixels
         self._annotations = annotations
 
     @property
@@ -93,6 +102,15 @@ class DetectionDataset(Dataset):
             if self.on_bad_image == "fail":
                 raise
             return self._blank(key, str(error))
+
+    def sample_bytes(self, size: tuple[int, int] | None = None) -> float:
+        """Return about how much memory a sample takes, for training at `size` (H, W), or for evaluation."""
+        height, width = size or self.image_size
+        num_bytes = height * width * (3 * 4 + 1)  # float32, and the mask of the padding
+        if self.with_masks:
+            pixels = height * width if size else self._annotations.image_sizes.prod(axis=1)
+            num_bytes += float((self.boxes_per_image * pixels).mean())
+        return num_bytes
 
     def share_memory(self) -> None:
         """Let worker processes that are not forked use the annotations without a copy each."""
@@ -184,7 +202,8 @@ class DetectionDataset(Dataset):
 
     def _read(self, index: int, min_size: tuple[int, int] | None = None) -> Tensor:
         return read_image(self.image_path(index), annotated_size=self._size(index), min_size=min_size,
-                          file=self._annotations.image_file(index), exif=self.exif)
+                          file=self._annotations.image_file(index), exif=self.exif, white_level=self.white_level,
+                          max_pixels=self.max_pixels)
 
     def _rows(self, index: int) -> np.ndarray:
         return np.arange(self._annotations.offsets[index], self._annotations.offsets[index + 1])

@@ -5,27 +5,45 @@ training, evaluation and prediction alike, and boxes are in the coordinates of t
 is that of the stored picture and not of the turned one were its boxes made without turning; then it is left as it is stored.
 """
 
+import importlib.util
+import logging
+import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from rfdetr.data.annotations import RawSplit
+from rfdetr.data.deep_pixels import DeepPixels, deep_pixels, is_deep
 from rfdetr.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+# Pillow knows many more, some of which start other programs
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(["AVIF"] if importlib.util.find_spec("PIL.AvifImagePlugin") else []))
+MAX_PIXELS = 180_000_000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow raises for bad files
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap the sides
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}
+FIRST_BYTES = 16  # of what is not a picture, shown in the message
 
 _MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
 _STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
+
+logger = logging.getLogger(__name__)
 
 
 class ImageError(InputError):
@@ -39,6 +57,8 @@ def read_image(
     min_size: tuple[int, int] | None = None,
     file: Path | BinaryIO | None = None,
     exif: str = "apply",
+    white_level: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Decode an image file to RGB, (3, h, w) uint8 (a view of pixel-interleaved memory).
 
@@ -48,22 +68,27 @@ def read_image(
             smaller than it.
         file: where the bytes come from, if that is not the path (which messages name).
         exif: "apply" the orientation, or "refuse" a picture that has one.
+        white_level: what is white in a picture of more than 8 bits a channel (deep_pixels.py); None takes what the file
+            declares, or the smallest level that holds its values, with a warning.
+        max_pixels: a picture of more is refused before it is decoded.
 
     Raises:
         ImageError: the file is missing, does not decode, has another size, or an orientation that is refused.
     """
-    with _opened(path, file) as image:
-        orientation = _orientation(image)
-        if exif == "refuse" and orientation != 1:
-            raise ImageError(f"{path}: its EXIF data says that it has to be turned (orientation {orientation}), which data.exif "
-                             "refuses; store it upright and check its boxes, or choose apply")
-        if image.format == "TIFF":
-            image.load()  # Pillow turns these itself
-            orientation = _orientation(image)
+    with open_picture(path, file, max_pixels=max_pixels) as image:
+        stored = orientation = 1 if image.format == "PNG" else orientation_of(image)
+        deep = deep_pixels(image) if is_deep(image) else None
+        if image.format in ("PNG", "TIFF"):
+            image.load()  # EXIF data may come last in PNG, and Pillow turns TIFF itself
+            orientation = orientation_of(image)
+        if exif == "refuse" and (stored, orientation) != (1, 1):
+            raise ImageError(f"{path}: its EXIF data says that it has to be turned (orientation {max(stored, orientation)}), "
+                             "which data.exif refuses; store it upright and check its boxes, or choose apply")
         turned = _is_turned(image, orientation, annotated_size, path)
         if min_size is not None:
             image.draft(None, min_size if turned and orientation in SIDEWAYS else min_size[::-1])  # w, h; only JPEG follows it
-        return _to_tensor(ImageOps.exif_transpose(image) if turned else image)
+        shown = to_rgb(image) if deep is None else deep.to_image(white_level or _own_white_level(deep, path))
+        return _to_tensor(shown.transpose(TURNS[orientation]) if turned else shown)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -72,42 +97,85 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: the file is missing, or no image.
     """
-    with _opened(path) as image:
-        if image.format == "TIFF" and _orientation(image) != 1:
+    with open_picture(path, max_pixels=None) as image:
+        if image.format == "TIFF" and orientation_of(image) != 1:
             image.load()  # Pillow turns these itself, some versions not before
-        sideways = _orientation(image, decode=False) in SIDEWAYS
+        sideways = orientation_of(image) in SIDEWAYS
         return (image.width, image.height) if sideways else (image.height, image.width)
 
 
+def locate(raw: RawSplit, index: int) -> tuple[Path, BinaryIO | None]:
+    """Return where a picture of a split is, and the open file if that is not a file of its own."""
+    name = raw.file_names[index]
+    return Path(raw.image_root) / name, None if raw.open_image is None else raw.open_image(name)
+
+
 @contextmanager
-def _opened(path: Path, file: Path | BinaryIO | None = None) -> Iterator[Image.Image]:
-    """Open a picture and say in plain words what is wrong with it."""
+def open_picture(
+    path: Path, file: Path | BinaryIO | None = None, *, max_pixels: int | None = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """Open a picture; whatever Pillow does not like about it, here or inside the `with`, is an ImageError in plain words.
+
+    Args:
+        file: where the bytes come from, if that is not the path.
+        max_pixels: refuse a picture of more; None leaves the choice to who decodes it.
+    """
+    source = path if file is None else file
     try:
-        with Image.open(file or path) as image:
+        if isinstance(source, (str, Path)):
+            check_regular(Path(source), path)
+        allow_pixels(max_pixels or 0)
+        with Image.open(source, formats=FORMATS) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
             yield image
     except InputError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such image file; put it there, or take it out of the annotations") from None
+    except Image.DecompressionBombError as error:
+        number = re.search(r"\d+|$", str(error))[0] or "too many"  # Pillow's own message has it first too
+        raise ImageError(f"{path}: the image has {number} pixels, more than data.max_pixels {max_pixels or MAX_PIXELS}; resize "
+                         "it or cut it into tiles, or allow more") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: this is not an image that can be read; replace the file, or take it out of the annotations"
-                         ) from None
-    except UNREADABLE as error:
-        raise ImageError(f"{path}: the image cannot be decoded ({error}); replace the file, or take it out of the annotations"
+        raise ImageError(f"{path}: this is not an image that can be read ({', '.join(FORMATS)}, in forms that Pillow knows); its "
+                         f"first bytes are {_first_bytes(source)}; replace the file, or take it out of the annotations") from None
+    except Exception as error:  # every decoder has errors of its own: struct.error, RuntimeError, MemoryError ...
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path}: the image cannot be decoded ({reason}); replace the file, or take it out of the annotations"
                          ) from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any mode to 8-bit RGB; transparency is ignored, 16-bit grey is scaled down."""
+def check_regular(file: Path, name: object = None) -> None:
+    """Refuse what is no plain file with content: reading from a pipe or a device may wait for ever.
+
+    Raises:
+        OSError: there is nothing, or it cannot be reached.
+        ImageError: it is something else; `name` is what the message calls it.
+    """
+    status = os.stat(file)
+    if stat.S_ISREG(status.st_mode) and status.st_size:
+        return
+    kind = ("an empty file" if stat.S_ISREG(status.st_mode) else "a folder" if stat.S_ISDIR(status.st_mode)
+            else "a pipe, a socket or a device")
+    raise ImageError(f"{name or file}: this is {kind}, not an image; replace it, or take it out of the annotations")
+
+
+def allow_pixels(max_pixels: int) -> None:
+    """Raise Pillow's own limit, which holds for the whole process, to ours; it is never lowered."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+
+
+def to_rgb(image: Image.Image, white_level: int | None = None) -> Image.Image:
+    """Convert a picture of any mode to 8-bit RGB; transparency is ignored."""
+    if is_deep(image):
+        deep = deep_pixels(image)
+        return deep.to_image(white_level or deep.white_level)
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow itself would cut values at 255
-        grey = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are floating point numbers without a known range")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
+    if image.mode in ("RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
     return image.convert("RGB")
 
 
@@ -152,12 +220,36 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
-def _orientation(image: Image.Image, *, decode: bool = True) -> int:
-    """Return EXIF's orientation, 1 (upright) to 8."""
-    if not decode and image.format == "PNG" and "exif" not in image.info:
-        return 1  # Pillow would decode all of it to see whether EXIF data comes last
-    orientation = image.getexif().get(0x0112, 1)
-    return orientation if orientation in range(1, 9) else 1
+def orientation_of(image: Image.Image) -> int:
+    """Return EXIF's orientation, 1 (upright) to 8; what is damaged counts as upright, as viewers have it."""
+    try:
+        # PNG's own method would decode all of a picture that is not loaded, to see whether EXIF data comes last
+        exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+        orientation = exif.get(ORIENTATION, 1)
+    except Exception:  # damaged in any way; the pixels may be sound
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def _own_white_level(deep: DeepPixels, path: Path) -> int:
+    level = deep.white_level
+    if deep.declared is None:
+        _warn_of_guess(str(path), deep.describe(), level)
+    return level
+
+
+@lru_cache(maxsize=10_000)  # once for each picture
+def _warn_of_guess(path: str, described: str, level: int) -> None:
+    logger.warning("%s: more than 8 bits a channel, %s; %d is taken for white, by this picture alone (choose by white_level)",
+                   path, described, level)
+
+
+def _first_bytes(source: Path | BinaryIO) -> bytes:
+    if isinstance(source, (str, Path)):
+        with open(source, "rb") as file:
+            return file.read(FIRST_BYTES)
+    source.seek(0)
+    return source.read(FIRST_BYTES)
 
 
 def _is_turned(image: Image.Image, orientation: int, annotated_size: tuple[int, int] | None, path: Path) -> bool:

@@ -2,24 +2,30 @@
 
 import gc
 import logging
+import math
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from rfdetr.data.dataset import DetectionDataset
-from rfdetr.data.samplers import EvalSampler, TrainBatchSampler
+from rfdetr.data.samplers import EvalSampler, SampleKey, TrainBatchSampler
+from rfdetr.data.shared_memory import free_shared_memory
 from rfdetr.errors import InputError
 from rfdetr.nested_tensor import NestedTensor, collate
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")  # Linux; who sent a signal
+CHANCE = 1e-6  # of stopping a data set that has just as many bad pictures as are allowed, before all of it was seen
+MEGABYTE = 1e6
+WAY_OUT = "use data.num_workers 0, a smaller data.prefetch_factor or batch, or a larger /dev/shm (docker run --shm-size=8g)"
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +51,8 @@ def train_loader(
         batch_size: of this rank and one forward pass.
         sizes: (H, W) to choose one from for each step (multi-scale); None keeps the data set's size.
         size_divisor: what both sides of a batch must be divisible by.
-        options: `pin_memory`, `prefetch_factor`, `persistent_workers`, `start_method` of `DetectionLoader`.
+        options: `pin_memory`, `prefetch_factor`, `persistent_workers`, `start_method`, `timeout_seconds`, `max_bad_images` of
+            `DetectionLoader`.
     """
     sampler = TrainBatchSampler(len(dataset), batch_size, grad_accum_steps=grad_accum_steps, seed=seed, sizes=sizes, rank=rank,
                                 world_size=world_size)
@@ -80,6 +87,8 @@ class DetectionLoader(DataLoader):
         prefetch_factor: batches that each worker prepares in advance.
         persistent_workers: keep the workers from one epoch to the next.
         start_method: of the workers: "fork", "spawn" or "forkserver"; None is the system's own.
+        timeout_seconds: how long to wait for a batch of the workers; 0: for ever.
+        max_bad_images: share of the pictures that may be bad before the loader gives up with an InputError.
         batching: the sampler, or batch sampler, as DataLoader takes it.
 
     Attributes:
@@ -97,48 +106,108 @@ class DetectionLoader(DataLoader):
         prefetch_factor: int = 2,
         persistent_workers: bool = True,
         start_method: str | None = None,
+        timeout_seconds: float = 300,
+        max_bad_images: float = 0.1,
         **batching: Any,
     ) -> None:
+        if not 0 <= max_bad_images <= 1:
+            raise InputError(f"data.max_bad_images: {max_bad_images} is not possible; it is a share of the pictures, 0 to 1")
+        if not timeout_seconds >= 0:
+            raise InputError(f"data.timeout_seconds: {timeout_seconds} is not possible; it must be 0 (for ever) or more")
         with_workers = {}
         if num_workers:
             context = torch.multiprocessing.get_context(start_method)
             if context.get_start_method() != "fork":
                 dataset.share_memory()
             with_workers = {"persistent_workers": persistent_workers, "prefetch_factor": prefetch_factor,
-                            "worker_init_fn": _start_worker, "multiprocessing_context": context}
+                            "timeout": timeout_seconds, "worker_init_fn": _start_worker, "multiprocessing_context": context}
         super().__init__(
             dataset, num_workers=num_workers, pin_memory=pin_memory,
             collate_fn=partial(_collate, size_divisor=size_divisor, skip_bad_images=skip_bad_images),
             generator=torch.Generator(),  # it draws a seed for workers, which nothing here uses; not from the run's generator
             **with_workers, **batching)
-        self.skip_bad_images = skip_bad_images
-        self.num_bad_images = 0
+        self.skip_bad_images, self.max_bad_images = skip_bad_images, max_bad_images
+        self.num_bad_images = self._num_samples = 0
         self._bad_images: set[str] = set()  # messages that were logged
+        if num_workers:
+            self._check_shared_memory()
 
     def __iter__(self) -> Iterator[Batch]:
+        plan, received = iter(self.batch_sampler), 0  # the sampler works nothing out before somebody asks
+        batches = None
         try:
             with _sigterm_held_back():
                 batches = super().__iter__()  # starts the workers
-            for samples, targets, bad_images in batches:
-                self._note(bad_images)
+            for samples, targets, messages in batches:
+                received += 1
+                self._note(messages)
                 yield samples, [_as_tensors(target) for target in targets]
         except InputError as error:
             # from a worker the message arrives at the end of the worker's traceback
             raise InputError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):
+                raise  # not of the loader, but of what it loads
+            self._iterator = None
+            for worker in getattr(batches, "_workers", []):
+                worker.kill()  # one that does not answer would not let this process end
+            raise InputError(self._explain(str(error), next(islice(plan, received, None), []))) from None
 
-    def _note(self, bad_images: list[str]) -> None:
-        self.num_bad_images += len(bad_images)
-        for message in bad_images:
+    def _check_shared_memory(self) -> None:
+        """Refuse batches that will not fit into shared memory, where all that the workers have made in advance lies."""
+        sizes = getattr(self.batch_sampler, "sizes", None) or [None]
+        batch_bytes = max(self.dataset.sample_bytes(size) for size in sizes) * self.batch_sampler.batch_size
+        num_batches = min(self.num_workers * self.prefetch_factor, len(self))
+        free = free_shared_memory()
+        if free is not None and batch_bytes * num_batches > free:
+            raise InputError(f"data.num_workers: {self.num_workers} workers with {self.prefetch_factor} batches each in advance "
+                             f"need {batch_bytes * num_batches / MEGABYTE:.1f} MB of shared memory ({batch_bytes / MEGABYTE:.1f} "
+                             f"MB a batch), but only {free / MEGABYTE:.1f} MB of /dev/shm are free; {WAY_OUT}")
+
+    def _explain(self, error: str, batch: list[SampleKey | int]) -> str:
+        """Say what became of a batch that did not come."""
+        indices = [key.index if isinstance(key, SampleKey) else key for key in batch]
+        names = ", ".join(str(self.dataset.image_path(index)) for index in indices[:4]) + ", ..." * (len(indices) > 4)
+        free = free_shared_memory()
+        memory = "" if free is None else f"; {free / MEGABYTE:.1f} MB of shared memory (/dev/shm) are free"
+        return (f"data.num_workers: the workers gave no more batches ({error}); the next one is of "
+                f"{names or 'no pictures'}{memory}; if they ran out of memory, use fewer workers; if the disk is slow, "
+                "raise data.timeout_seconds; with data.num_workers 0 the main process reads and shows what is wrong")
+
+    def _note(self, messages: list[str | None]) -> None:
+        """Count the samples of a batch; a message says why one is bad."""
+        self._num_samples += len(messages)
+        bad = [message for message in messages if message is not None]
+        self.num_bad_images += len(bad)
+        for message in bad:
             if message not in self._bad_images:
                 self._bad_images.add(message)
                 logger.warning("%s (data.on_bad_image: it is %s)", message,
                                "left out of its batches" if self.skip_bad_images else "taken as blank, its objects as missed")
+        if bad and self._are_too_many():
+            raise InputError(f"data.on_bad_image: of the {self.dataset.split} split {self.num_bad_images} pictures of the "
+                             f"{self._num_samples} read so far are bad ({len(self._bad_images)} different ones of the "
+                             f"{len(self.dataset)} that it has), more than data.max_bad_images {self.max_bad_images:g} allows; "
+                             f"the data set check lists all that are bad, to be mended or left out. The last one: {bad[-1]}")
+
+    def _are_too_many(self) -> bool:
+        """Tell whether more than the allowed share of the data set is bad, or so much of what was seen that it must be.
+
+        The second is Chernoff's bound: with the allowed share of bad pictures, so many would come up by a chance below CHANCE.
+        """
+        allowed, num_images = self.max_bad_images, len(self.dataset)
+        if allowed > 0:
+            allowed = max(allowed, 1 / num_images)  # one bad picture is no reason, however small the data set
+        found = self.num_bad_images / self._num_samples
+        if len(self._bad_images) > allowed * num_images or allowed == 0:
+            return True
+        return found > allowed and self._num_samples * _divergence(found, allowed) > -math.log(CHANCE)
 
 
 def _collate(
     batch: list[tuple[Tensor, dict[str, Tensor]]], size_divisor: int, skip_bad_images: bool
 ) -> tuple[NestedTensor, list[dict], list[str]]:
-    """Make a batch, and list what is wrong with the bad pictures in it.
+    """Make a batch, and say for each picture what is wrong with it, or None.
 
     The small tensors of targets travel as arrays, since each tensor would take a file of shared memory.
     """
@@ -147,7 +216,27 @@ def _collate(
         batch = [sample for sample, message in zip(batch, messages) if message is None] or batch[:1]
     samples, targets = collate(batch, size_divisor)
     targets = [{name: value if name == "masks" else value.numpy() for name, value in target.items()} for target in targets]
-    return samples, targets, [message for message in messages if message is not None]
+    if get_worker_info() is not None:
+        _share([samples.tensors, samples.mask, *(target["masks"] for target in targets if "masks" in target)])
+    return samples, targets, messages
+
+
+def _share(tensors: list[Tensor]) -> None:
+    """Move a worker's tensors to shared memory here, where an error arrives; in the queue's own thread it would be lost."""
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except (RuntimeError, OSError) as error:
+        needed, free = sum(tensor.nbytes for tensor in tensors), free_shared_memory() or 0
+        raise InputError(f"data.num_workers: a worker cannot hand over its batch of {needed / MEGABYTE:.1f} MB, as "
+                         f"{free / MEGABYTE:.1f} MB of shared memory (/dev/shm) are free ({str(error).splitlines()[0]}); "
+                         f"{WAY_OUT}") from None
+
+
+def _divergence(found: float, expected: float) -> float:
+    """Kullback-Leibler divergence of two shares, in nats."""
+    pairs = (found, expected), (1 - found, 1 - expected)
+    return sum(share * math.log(share / other) if other else math.inf for share, other in pairs if share)
 
 
 def _as_tensors(target: dict) -> dict[str, Tensor]:

@@ -13,9 +13,11 @@ from rfdetr.data.class_matching import match_classes
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
 from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
+from rfdetr.data.images import MAX_PIXELS, allow_pixels
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import RECIPES, Recipe, find_recipe
 from rfdetr.data.transforms import make_transforms
+from rfdetr.data.white_level import find_white_level
 from rfdetr.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ def open_dataset(
     on_bad_image: str = "fail",
     exif: str = "apply",
     cache: str = "none",
+    white_level: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     raw: RawSplit | None = None,
 ) -> DetectionDataset:
     """Read one split and say in one log line what it holds.
@@ -48,9 +52,12 @@ def open_dataset(
             it from the train split; "coco" keeps category ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
         on_bad_image, exif: see `DetectionDataset`.
+        white_level, max_pixels: see `read_image`; a white level of None is decided by the train split's pictures, once for all
+            splits (white_level.py), and is then `DetectionDataset.white_level`.
         cache: "ram" keeps the files of all images in memory.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
+    allow_pixels(max_pixels)
     if raw is None:
         findings = Findings()
         raw = read_split(dataset_dir, split, format=format, paths=paths, with_masks=with_masks, findings=findings)
@@ -61,19 +68,23 @@ def open_dataset(
     match = match_classes(raw.categories, np.unique(raw.category_ids).tolist(), label_map, source=raw.source)
     for level, text in match.remarks():
         logger.log(level, "%s: %s", raw.source, text)
-    annotations, report = clean(raw, match, drop_crowds=training)
+    annotations, report = clean(raw, match, training=training)
     if with_masks:
         report["without_mask"] = sum(1 for row in range(len(annotations.boxes)) if not annotations.segmentations[row])
     _check_content(raw, report, split, training, with_masks)
     recipe = _augmentation(augment) if training else RECIPES["none"]
-    is_dirty = any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "without_mask"))
+    is_dirty = any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "unmatchable", "without_mask"))
     log = logger.warning if is_dirty else logger.info
     found_format = detect_format(dataset_dir, format) if paths is None else "coco"
     log("%s split: %s (%s, format %s)", split, describe(report), raw.source, found_format)
     if cache == "ram":
         annotations = replace(annotations, file_contents=read_files(annotations))
+    if white_level is None and (white_level := find_white_level(raw, max_pixels=max_pixels)) and split != "train":
+        if "train" in available_splits(dataset_dir, format, paths):
+            train = read_split(dataset_dir, "train", format=format, paths=paths)
+            white_level = find_white_level(train, max_pixels=max_pixels) or white_level
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
-                         on_bad_image=on_bad_image, exif=exif)
+                            on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
 
 
 def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None) -> RawSplit:

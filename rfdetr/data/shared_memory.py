@@ -1,8 +1,22 @@
 """Arrays that worker processes use in place, without a copy, whichever way the processes are started."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
+
+FOLDER = Path("/dev/shm")  # of Linux, where shared memory is a file system of limited size
+
+
+def free_shared_memory() -> int | None:
+    """Return the bytes of shared memory that are free, None where the system sets no limit of its own."""
+    try:
+        status = os.statvfs(FOLDER)
+    except (OSError, AttributeError):
+        return None
+    return status.f_bavail * status.f_frsize
 
 
 class SharedArray(np.ndarray):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.formats import SPLITS, Paths, available_splits, detect_format, read_split
+from rfdetr.data.images import MAX_PIXELS, allow_pixels
 from rfdetr.data.label_map import LabelMap
+from rfdetr.data.white_level import find_white_level
 from rfdetr.datacheck.boxes import check_boxes
 from rfdetr.datacheck.classes import check_classes, train_label_map
 from rfdetr.datacheck.duplicates import check_duplicates
@@ -59,6 +61,8 @@ def check_dataset(
     quick: bool = False,
     decode: bool = False,
     with_masks: bool = False,
+    white_level: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> DatasetCheck:
     """Look for everything that would break or falsify training, in any format.
 
@@ -68,6 +72,7 @@ def check_dataset(
         num_queries: objects that the model can find in an image.
         quick: only what takes seconds: names of files, classes and boxes; no picture is opened and no mask drawn.
         decode: decode every picture as training does.
+        white_level, max_pixels: as in `open_dataset`.
         with_masks: read the masks also in a quick check, which draws none, so that its splits can be trained on.
 
     Raises:
@@ -75,6 +80,7 @@ def check_dataset(
     """
     found_format = detect_format(dataset_dir, format) if paths is None else "coco"
     check = DatasetCheck(dataset_dir=dataset_dir, format=found_format, input_size=input_size, num_queries=num_queries)
+    allow_pixels(max_pixels)
     _read_splits(check, paths, with_masks=with_masks or not quick)
     check_files(check.splits)
     check_classes(check.splits)
@@ -82,7 +88,10 @@ def check_dataset(
         check_boxes(split, input_size, num_queries)
         check_masks(split, quick=quick)
     if not quick:
-        facts = {name: gather_facts(split.raw, decode=decode) for name, split in check.splits.items()}
+        for split in check.splits.values():  # train first, which decides for all
+            white_level = white_level or find_white_level(split.raw, max_pixels=max_pixels)
+            split.white_level, split.max_pixels = white_level, max_pixels
+        facts = {name: gather_facts(split, decode=decode) for name, split in check.splits.items()}
         for name, split in check.splits.items():
             check_images(split, facts[name])
         check_duplicates(check.splits, facts)

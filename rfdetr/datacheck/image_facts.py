@@ -3,23 +3,20 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from rfdetr.data.annotations import RawSplit
-from rfdetr.data.images import UNREADABLE, read_image
-from rfdetr.errors import InputError
+from rfdetr.data.deep_pixels import deep_pixels, is_deep
+from rfdetr.data.images import check_regular, locate, open_picture, orientation_of, read_image, to_rgb
+from rfdetr.datacheck.split_check import SplitCheck
 
 THUMBNAIL = 24  # pixels a side
 DECODED_SIDE = 64  # pixels at least, of what both are made of
 HASH_SIDE = 16  # the hash has a bit for each of 16 x 16 neighbours
 MAX_THREADS = 16
-ORIENTATION = 0x0112  # EXIF's tag
 
 
 class ImageFacts(NamedTuple):
@@ -32,6 +29,8 @@ class ImageFacts(NamedTuple):
     digest: bytes = b""  # of the file
     difference_hash: bytes = b""  # 32 bytes
     thumbnail: bytes = b""  # THUMBNAIL x THUMBNAIL grey levels
+    white_level: int | None = None  # that would hold its values, if they have more than 8 bits ...
+    values: str = ""  # ... and the range of them
 
 
 def grey_levels(fact: ImageFacts) -> np.ndarray:
@@ -39,50 +38,46 @@ def grey_levels(fact: ImageFacts) -> np.ndarray:
     return np.frombuffer(fact.thumbnail, np.uint8)
 
 
-def gather_facts(raw: RawSplit, *, decode: bool) -> list[ImageFacts]:
+def gather_facts(split: SplitCheck, *, decode: bool) -> list[ImageFacts]:
     """Look at all files of a split, in threads.
 
     Args:
         decode: also decode each picture in full, as training does.
     """
-    def look(index: int) -> ImageFacts:
-        path = Path(raw.image_root) / raw.file_names[index]
-        open_file = path.open if raw.open_image is None else lambda mode: raw.open_image(raw.file_names[index])
-        height, width = raw.image_sizes[index].tolist()
-        return _look(path, open_file, (height, width) if decode else None)
-
     with ThreadPoolExecutor(min(MAX_THREADS, 4 + (os.cpu_count() or 1))) as pool:
-        return list(pool.map(look, range(len(raw.file_names)), chunksize=1))
+        return list(pool.map(lambda index: _look(split, index, decode), range(len(split.raw.file_names)), chunksize=1))
 
 
-def _look(path: Path, open_file: Callable, decoded_size: tuple[int, int] | None) -> ImageFacts:
+def _look(split: SplitCheck, index: int, decode: bool) -> ImageFacts:
+    path = split.raw.file_names[index]
+    facts = ImageFacts()
     try:
-        with open_file("rb") as file:
+        path, file = locate(split.raw, index)
+        if file is None:
+            check_regular(path)
+            file = path.open("rb")
+        with file:
             content = file.read()
+        facts = facts._replace(digest=hashlib.blake2b(content, digest_size=16).digest())
+        with open_picture(path, io.BytesIO(content), max_pixels=split.max_pixels) as image:
+            facts = facts._replace(size=(image.height, image.width), mode=image.mode)
+            if is_deep(image):
+                deep = deep_pixels(image)
+                facts = facts._replace(white_level=deep.white_level, values=deep.describe())
+                grey = deep.to_image(deep.white_level).convert("L")
+            else:
+                image.draft("L", (DECODED_SIDE, DECODED_SIDE))  # only JPEG follows it, and is decoded at 1/8 of its size or so
+                grey = to_rgb(image).convert("L")
+            # EXIF data may come last in PNG; Pillow turns TIFF itself
+            facts = facts._replace(orientation=1 if image.format == "TIFF" else orientation_of(image))
+        size = tuple(split.raw.image_sizes[index].tolist())
+        if decode and size in (facts.size, facts.size[::-1]):  # other sizes are a finding of their own
+            read_image(path, annotated_size=size, file=io.BytesIO(content), max_pixels=split.max_pixels,
+                       white_level=split.white_level or facts.white_level)
     except FileNotFoundError:
         return ImageFacts()
-    except OSError as error:
-        return ImageFacts(error=error.strerror or str(error))
-    facts = ImageFacts(digest=hashlib.blake2b(content, digest_size=16).digest())
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            facts = facts._replace(size=(image.height, image.width), mode=image.mode,
-                                   orientation=1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1))
-            image.draft("L", (DECODED_SIDE, DECODED_SIDE))  # only JPEG follows it, and is decoded at 1/8 of its size or so
-            grey = _grey(image)
-    except UNREADABLE as error:
-        return facts._replace(error=" ".join(str(error).split()) or type(error).__name__)
-    if decoded_size in (facts.size, facts.size[::-1]):  # other sizes are a finding of their own
-        try:
-            read_image(path, annotated_size=decoded_size, file=io.BytesIO(content))
-        except InputError as error:
-            facts = facts._replace(error=str(error).removeprefix(f"{path}: "))
+    except (OSError, ValueError) as error:  # ImageError too
+        return facts._replace(error=getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: "))
     small = np.asarray(grey.resize((HASH_SIDE + 1, HASH_SIDE), Image.BOX), dtype=np.int16)
     bits = np.packbits(small[:, 1:] > small[:, :-1])
     return facts._replace(difference_hash=bits.tobytes(), thumbnail=grey.resize((THUMBNAIL, THUMBNAIL), Image.BOX).tobytes())
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits; Pillow would cut them at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("L")

@@ -22,6 +22,11 @@ KINDS = {
                        "export the data set again: the boxes are for another picture, or correct width and height"),
     "rotated": Kind("warning", "images", "images that EXIF says to turn or mirror",
                     "their boxes must fit the picture as viewers show it; look at some, or save the images upright without EXIF"),
+    "deep": Kind("warning", "images", "images with more than 8 bits a channel",
+                 "look whether the white level fits: the same value is white in all of them, and what is above it is cut; "
+                 "data.white_level chooses another"),
+    "above_white": Kind("warning", "images", "images whose values go beyond the white level",
+                        "choose data.white_level so that it holds them, or they are trained on as white"),
     "odd_mode": Kind("info", "images", "images that are neither RGB nor plain grey", "they are converted to RGB when loaded"),
     "small_image": Kind("warning", "images", f"images with a side below {SMALL_SIDE} pixels", "look whether they are thumbnails"),
     "large_image": Kind("warning", "images", f"images of more than {LARGE_AREA // 1_000_000} megapixels",
@@ -45,7 +50,11 @@ def check_images(split: SplitCheck, facts: list[ImageFacts]) -> None:
     note("wrong_size", [bool(fact.size) and not _fits(fact, size) for fact, size in zip(facts, annotated)],
          lambda index: f"is {_show(facts[index].size)}, stated as {_show(annotated[index])}")
     note("rotated", [fact.orientation != UPRIGHT for fact in facts], lambda index: f"orientation {facts[index].orientation}")
-    modes = Counter(fact.mode for fact in facts if fact.mode and fact.mode not in USUAL_MODES)
+    levels = [fact.white_level or 0 for fact in facts]  # 0: 8 bits
+    white = split.white_level or max(levels, default=0)
+    note("deep", [level > 0 for level in levels], lambda index: f"{facts[index].values}, white is {white}")
+    note("above_white", [level > white for level in levels], lambda index: facts[index].values)
+    modes = Counter(fact.mode for fact in facts if fact.mode and fact.mode not in USUAL_MODES and fact.white_level is None)
     split.note("odd_mode", KINDS["odd_mode"], [f"{mode}: {count}" for mode, count in modes.most_common()], sum(modes.values()))
     sizes = [fact.size or (SMALL_SIDE, SMALL_SIDE) for fact in facts]
     note("small_image", [min(size) < SMALL_SIDE for size in sizes], lambda index: _show(sizes[index]))

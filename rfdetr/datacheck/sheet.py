@@ -13,7 +13,7 @@ from PIL import ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from rfdetr.data.images import read_image
+from rfdetr.data.images import locate, read_image
 from rfdetr.datacheck.boxes import TINY_SIDE, sides_at_input
 from rfdetr.datacheck.dataset_check import DatasetCheck
 from rfdetr.datacheck.split_check import SplitCheck
@@ -202,11 +202,10 @@ def _draw(
 
 def _read(split: SplitCheck, index: int) -> Tensor | None:
     """Decode a picture; None where that is not possible, which is a finding of its own."""
-    raw = split.raw
-    path, size = Path(raw.image_root) / raw.file_names[index], tuple(raw.image_sizes[index].tolist())
+    size = tuple(split.raw.image_sizes[index].tolist())
     try:
-        file = None if raw.open_image is None else raw.open_image(raw.file_names[index])
-        return read_image(path, annotated_size=size, file=file)
+        path, file = locate(split.raw, index)
+        return read_image(path, annotated_size=size, file=file, white_level=split.white_level, max_pixels=split.max_pixels)
     except InputError:
         return None
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from rfdetr.data.annotations import RawSplit, cut_boxes
 from rfdetr.data.findings import MAX_EXAMPLES, Findings, Kind
+from rfdetr.data.images import MAX_PIXELS
 
 
 class SplitCheck:
@@ -14,6 +15,8 @@ class SplitCheck:
 
     def __init__(self, name: str, raw: RawSplit, findings: Findings) -> None:
         self.name, self.raw, self.findings = name, raw, findings
+        self.white_level: int | None = None  # of the data set, and ...
+        self.max_pixels = MAX_PIXELS  # ... the limit of a picture, as `read_image` takes them
         self.category_names = {category.id: category.name for category in raw.categories}
         self.marked_objects: dict[str, np.ndarray] = {}  # name of a finding -> rows of the objects
         self.marked_images: dict[str, np.ndarray] = {}  # name of a finding -> indices of the images

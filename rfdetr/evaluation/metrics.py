@@ -17,8 +17,8 @@ def absolute_targets(targets: list[dict[str, Tensor]], device: torch.device | st
     """Turn the loader's targets into those of the metrics: boxes in xyxy pixels of the original image.
 
     Args:
-        targets: boxes (M, 4) cxcywh in [0, 1], labels (M,), orig_size (2,) h, w, any of iscrowd (M,), area (M,), image_id,
-            masks (M, h, w) bool of any size.
+        targets: boxes (M, 4) cxcywh in fractions of the image, which they may leave, labels (M,), orig_size (2,) h, w, any of
+            iscrowd (M,), area (M,), image_id, masks (M, h, w) bool of any size.
 
     Returns:
         New dicts with the same keys (orig_size and size left out); masks have the original size.

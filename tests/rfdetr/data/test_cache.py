@@ -72,7 +72,7 @@ def big_split(num_images: int, boxes_per_image: int) -> RawSplit:
 
 def test_boxes_take_few_bytes_and_travel_without_a_copy():
     """10 million boxes on a million images: under 0.4 GB, where 1 GB is allowed."""
-    annotations, _ = clean(big_split(10_000, 10), LabelMap((1,), ("thing",)), drop_crowds=True)
+    annotations, _ = clean(big_split(10_000, 10), LabelMap((1,), ("thing",)), training=True)
     arrays = [value for value in vars(annotations).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) / 100_000 < 40
     for before, size in ((annotations, 3_000_000), (annotations.shared(), 10_000)):

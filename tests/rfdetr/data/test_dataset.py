@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_convert
 
 from rfdetr.data import RECIPES, Recipe, SampleKey, open_dataset
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
@@ -74,12 +75,15 @@ def test_empty_target_golden(write_roboflow, coco_content):
 
 @pytest.mark.parametrize("name", ["square", "aspect"])
 def test_validation_golden(golden_folder, name):
-    """Decision 27: crowds stay, marked; areas stay in pixels of the original, where the golden scales them."""
+    """Decisions 27 and 33: crowds stay, marked, and boxes as annotated, which the golden cuts at the edge; areas stay in pixels
+    of the original, where the golden scales them."""
     expected = GOLDENS["val_transforms"][name]
     dataset = open_dataset(golden_folder, "val", training=False, image_size=expected["size"], label_map="coco")
     image, target = dataset[0]
-    keep = target["iscrowd"] == 0
-    np.testing.assert_allclose(target["boxes"][keep], expected["boxes"], atol=1e-6)
+    corners = box_convert(target["boxes"], "cxcywh", "xyxy").clamp(0, 1)
+    assert target["boxes"].max() > 1
+    keep = (target["iscrowd"] == 0) & (corners[:, 2:] > corners[:, :2]).all(dim=1)
+    np.testing.assert_allclose(box_convert(corners[keep], "xyxy", "cxcywh"), expected["boxes"], atol=1e-6)
     assert target["labels"][keep].tolist() == expected["labels"] and target["iscrowd"].sum() == 1
     assert target["size"].tolist() == expected["size"] and target["orig_size"].tolist() == expected["orig_size"]
     golden = torch.from_numpy(np.load(GOLDEN_FOLDER / "dataset.npz")[f"val_{name}"])

@@ -1,15 +1,20 @@
 """Decoding of every kind of image file, orientation, reduced decoding, and the network's input."""
 
 import io
+import os
+import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from rfdetr.data import preprocess, read_image
-from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD, read_size
+from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageError, read_size
 from rfdetr.errors import InputError
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "training"
@@ -119,9 +124,114 @@ def test_bad_files_are_named(tmp_path, write_picture):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1200])
     with pytest.raises(InputError, match="cut.jpg: the image cannot be decoded .*truncated"):
         read_image(tmp_path / "cut.jpg")
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(InputError, match="float.tif: .*floating point"):
-        read_image(tmp_path / "float.tif")
+
+
+ODD_FILES = {
+    "a folder": lambda path: path.mkdir(), "an empty file": lambda path: path.touch(), "a pipe": os.mkfifo,
+    "Too many levels of symbolic links": lambda path: path.symlink_to(path),
+    "a device": lambda path: path.symlink_to("/dev/zero"), "no such image file": lambda path: path.symlink_to("gone.jpg"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_only_plain_files_are_read(tmp_path, kind):
+    path = tmp_path / "picture.jpg"
+    ODD_FILES[kind](path)
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match=f"picture.jpg: .*{kind.removeprefix('a ') if kind == 'a device' else kind}"):
+            read(path)
+
+
+@pytest.mark.parametrize("path", ["a\0b.jpg", "x" * 300 + ".jpg", __file__ + "/a.jpg"])
+def test_impossible_names_are_bad_images(path):
+    with pytest.raises(ImageError, match="image"):
+        read_image(Path(path))
+
+
+def test_other_formats_are_refused_whatever_their_name(tmp_path):
+    """PostScript would start Ghostscript, and damaged DDS files raise NotImplementedError."""
+    path = tmp_path / "picture.png"
+    for content in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"DDS |" + bytes(200), b"<!DOCTYPE html>",
+                    b"\0\0\0\x18ftypheic" + bytes(99)):
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match=r"picture.png: this is not an image that can be read \(JPEG.*first bytes are b'"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, MemoryError, struct.error, zlib.error, IndexError,
+                                   TypeError, EOFError, OverflowError, RecursionError, KeyError])
+def test_whatever_a_decoder_raises_is_a_bad_image(tmp_path, write_picture, monkeypatch, error):
+    write_picture(tmp_path / "picture.png", (8, 8))
+    def load(self):
+        raise error
+    monkeypatch.setattr(PngImageFile, "load", load)
+    with pytest.raises(ImageError, match=f"picture.png: the image cannot be decoded .{error.__name__}"):
+        read_image(tmp_path / "picture.png")
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, write_picture):
+    path = tmp_path / "picture.png"
+    write_picture(path, (30, 40))
+    with pytest.raises(ImageError, match="picture.png: the image has 1200 pixels, more than data.max_pixels 1199"):
+        read_image(path, max_pixels=1199)
+    assert read_image(path, max_pixels=1200).shape == (3, 30, 40)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 60_000, 60_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match="the image has 3600000000 pixels, more than data.max_pixels 180000000"):
+            read(path)
+
+
+def test_a_larger_limit_than_pillows(tmp_path, write_picture, monkeypatch, recwarn):
+    write_picture(tmp_path / "picture.png", (30, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_image(tmp_path / "picture.png", max_pixels=1200).shape == (3, 30, 40) and not recwarn
+
+
+@pytest.mark.parametrize("extension, options", [
+    ("gif", {}), ("webp", {"lossless": True}), ("tif", {}), ("png", {}), ("mpo", {"quality": 95}),
+])
+def test_the_first_picture_of_many(tmp_path, write_picture, extension, options):
+    expected = write_picture(tmp_path / "a.png", (40, 30))
+    path = tmp_path / f"many.{extension}"
+    Image.fromarray(expected).save(path, save_all=True, append_images=[Image.new("RGB", (30, 40))] * 2, **options)
+    assert np.abs(read_array(path).astype(int) - expected).mean() < 12
+
+
+def test_damaged_exif_counts_as_upright(tmp_path):
+    for name in ("picture.jpg", "picture.png", "picture.webp"):
+        Image.fromarray(GRADIENT).convert("RGB").save(tmp_path / name, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+        assert read_image(tmp_path / name).shape == (3, 40, 30) and read_size(tmp_path / name) == (40, 30)
+    write_turned(tmp_path / "odd.jpg", 0)  # as some cameras write
+    assert read_image(tmp_path / "odd.jpg", exif="refuse").shape == (3, 40, 30)
+
+
+@pytest.mark.parametrize("rounds", [40, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "16-bit PNG", "TIFF", "LZW TIFF", "WEBP", "GIF", "BMP"])
+def test_nothing_but_image_errors_leaves(tmp_path, form, rounds):
+    """Bytes changed, cut off, doubled, left out."""
+    buffer, pixels = io.BytesIO(), np.dstack([GRADIENT, GRADIENT[::-1], 255 - GRADIENT])
+    picture = Image.fromarray(GRADIENT.astype(np.uint16) * 16 if "16" in form else pixels)
+    picture.save(buffer, form.split()[-1], **({"compression": "tiff_lzw"} if "LZW" in form else {}))
+    whole, dice = buffer.getvalue(), random.Random(form)
+    num_bad = 0
+    for _ in range(rounds):
+        content = bytearray(whole)
+        for _ in range(dice.randint(1, 6)):
+            place = dice.randrange(min(len(content), dice.choice([64, len(content)])))
+            content[place] = dice.choice([0, 1, 127, 255, dice.randrange(256)])
+        start, end = sorted(dice.choices(range(len(content)), k=2))
+        changed = dice.choice([content, content, content[:end], content[:start] + content[end:], content[:end] + content[start:]])
+        (tmp_path / "picture").write_bytes(changed)
+        for read in (read_image, read_size):
+            try:
+                read(tmp_path / "picture")
+            except ImageError as error:
+                num_bad += 1
+                assert "\n" not in str(error)
+    assert num_bad
 
 
 def test_preprocess_golden():

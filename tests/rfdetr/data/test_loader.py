@@ -119,7 +119,7 @@ def test_bad_images_are_left_out_named_once_and_counted(folder, caplog):
         path.write_bytes(path.read_bytes()[:300])
     for num_workers in (0, 2):
         caplog.clear()
-        loader = make_loader(folder, num_workers=num_workers, on_bad_image="skip")
+        loader = make_loader(folder, num_workers=num_workers, on_bad_image="skip", max_bad_images=0.2)
         for epoch in (0, 1):
             loader.batch_sampler.set_epoch(epoch)
             made = list(loader)
@@ -133,10 +133,52 @@ def test_bad_images_are_left_out_named_once_and_counted(folder, caplog):
             assert [target["image_id"].item() for target in targets] == [id_ for id_ in ids if id_ not in (12, 17)]
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_every_picture_bad_stops_in_the_first_batches(write_roboflow, coco_content, training, num_workers):
+    content = coco_content(40)
+    folder = write_roboflow(train=content, valid=content)
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    split = "train" if training else "val"
+    dataset = open_dataset(folder, split, training=training, image_size=(32, 32), on_bad_image="skip")
+    loader = train_loader(dataset, batch_size=4, seed=0, num_workers=num_workers) if training else eval_loader(
+        dataset, batch_size=4, num_workers=num_workers)
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(InputError, match=rf"of the {split} split 8 pictures of the 8 read so far are bad \(8 different ones of the "
+                                         r"40 that it has\), more than data.max_bad_images 0.1 allows.*picture_\d+.png"):
+        next(batches)
+
+
+def test_more_bad_pictures_than_allowed_stop_the_first_epoch(write_roboflow, coco_content):
+    folder = write_roboflow(train=coco_content(40))
+    for index in range(5):  # an eighth
+        (folder / "train" / f"picture_{index}.png").unlink()
+    def samples(**options):
+        loader = make_loader(folder, on_bad_image="skip", seed=1, **options)
+        return sum(len(targets) for _, targets in loader)
+    assert samples(max_bad_images=0.13) == 35
+    for options in ({}, {"max_bad_images": 0}):
+        with pytest.raises(InputError, match="max_bad_images"):
+            samples(**options)
+    with pytest.raises(InputError, match="data.max_bad_images: 1.5 is not possible"):
+        samples(max_bad_images=1.5)
+
+
+def test_one_bad_picture_of_few_is_no_reason(write_roboflow, coco_content):
+    folder = write_roboflow(train=coco_content(4))
+    (folder / "train" / "picture_1.png").unlink()
+    loader = make_loader(folder, on_bad_image="skip", batch_size=1)
+    for epoch in range(30):
+        loader.batch_sampler.set_epoch(epoch)
+        assert len(list(loader)) == 5
+
+
 def test_batch_of_bad_images_is_one_blank_image(folder):
     for path in (folder / "train").glob("*.jpg"):
         path.unlink()
-    for samples, targets in make_loader(folder, on_bad_image="skip", with_masks=True):
+    for samples, targets in make_loader(folder, on_bad_image="skip", max_bad_images=1, with_masks=True):
         assert len(samples.tensors) == len(targets) == 1 and targets[0]["boxes"].shape == (0, 4)
         assert targets[0]["masks"].shape == (0, *samples.tensors.shape[-2:])
 
@@ -183,6 +225,60 @@ def test_workers_obey_the_main_process_alone(folder):
     while worker.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not worker.is_alive()
+
+
+def stuck(sample):
+    time.sleep(60)
+
+
+def killed(sample):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped(sample):
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("transform, message", [
+    (stuck, "timed out after 1"), (stopped, "timed out after 1"), (killed, "exited unexpectedly|killed by signal"),
+])
+@pytest.mark.parametrize("persistent_workers", [True, False])
+def test_workers_that_do_not_answer_are_found(folder, transform, message, persistent_workers):
+    loader = make_loader(folder, augment=[transform], num_workers=1, timeout_seconds=1, persistent_workers=persistent_workers)
+    with pytest.raises(InputError, match=rf"data.num_workers: the workers gave no more batches .*({message}).*picture_\d+.jpg, "
+                                         r".*picture_\d+.jpg; .* MB of shared memory .*data.timeout_seconds"):
+        list(loader)
+    assert loader._iterator is None
+
+
+def test_what_a_transform_raises_is_not_taken_for_the_loader(folder):
+    def raises(sample):
+        raise RuntimeError("of one's own")
+    with pytest.raises(RuntimeError, match="of one's own"):
+        list(make_loader(folder, augment=[raises], num_workers=1))
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_shared_memory_is_compared_before_training(folder, monkeypatch, with_masks):
+    """Two workers with two batches each in advance, of two pictures at the largest scale."""
+    num_bytes = 32 * 48 * (13 + with_masks) * 2 * 4
+    options = {"num_workers": 2, "with_masks": with_masks}
+    monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: num_bytes)
+    make_loader(folder, **options)
+    monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: num_bytes - 1)
+    megabytes = f"{num_bytes / 1e6:.1f} MB"
+    with pytest.raises(InputError, match=f"2 workers with 2 batches .* need {megabytes} .* only {megabytes} of /dev/shm are free; "
+                                         "use data.num_workers 0.*--shm-size"):
+        make_loader(folder, **options)
+    make_loader(folder, **{**options, "num_workers": 0})
+
+
+def test_a_batch_that_cannot_be_handed_over_is_named(folder, monkeypatch):
+    def share_memory_(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
+    with pytest.raises(InputError, match="^data.num_workers: a worker cannot hand over its batch .* No space left on"):
+        list(make_loader(folder, num_workers=1))
 
 
 @pytest.mark.parametrize("case", json.loads(GOLDEN.read_text())["collate"])

@@ -105,7 +105,7 @@ def test_dirt_is_cleaned_and_reported_once(write_roboflow, coco_content, caplog)
     lines = [record.getMessage() for record in caplog.records if "split" in record.getMessage()]
     assert len(lines) == 1 and "3 boxes without an area dropped" in lines[0] and "1 crowd regions left out" in lines[0]
     expected = {"images": 3, "background_images": 0, "boxes": 6, "crowds": 0, "crowds_dropped": 1, "unmapped": 0, "not_finite": 1,
-                "zero_size": 3, "clamped": 2}
+                "zero_size": 3, "unmatchable": 0, "clamped": 2}
     assert dataset.report == expected
     _, target = dataset[0]
     boxes = target["boxes"].numpy() * (80, 60, 80, 60)
@@ -283,13 +283,13 @@ def test_masks_need_segmentations(write_roboflow, coco_content, caplog):
 
 
 def test_bccd(real_data):
-    """The counts of the data set's README, its two zero-size boxes left out, and Roboflow's root category not a class."""
+    """The counts of the data set's README, its zero-size box left out of training, and Roboflow's root category not a class."""
     folder = real_data / "bccd"
     train = open_train(folder)
     assert train.label_map.names == ["Platelets", "RBC", "WBC"] and train.label_map.category_ids == (1, 2, 3)
     assert (train.num_images, train.num_boxes, train.report["zero_size"]) == (205, 209 + 2381 + 214, 1)
     val = open_val(folder, label_map=train.label_map)
-    assert (val.num_images, val.num_boxes, val.report["zero_size"]) == (87, 83 + 967 + 87, 1)
+    assert (val.num_images, val.num_boxes, val.report["unmatchable"]) == (87, 83 + 968 + 87, 1)
     test = open_dataset(folder, "test", training=False, label_map=train.label_map, **SIZE)
     assert (test.num_images, test.num_boxes, test.report["clamped"]) == (72, 945, 0)
 
