@@ -295,9 +295,10 @@ def _like_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
     is_around = (inner >= outer - 0.01).all(axis=1) & (outer >= [-0.01, -0.01, -1.01, -1.01]).all(axis=1)
     is_around &= seen.any(axis=1) & (numbers[:, 2:4] > 0).all(axis=1)
     with np.errstate(invalid="ignore"):  # where none is seen
-        extent = high - low
-        is_amid = np.abs(numbers[:, :2] - (low + high) / 2).max(axis=1) <= 0.3 * extent.max(axis=1)
-        is_far = np.linalg.norm(numbers[:, 2:4] - numbers[:, :2], axis=1) > 2 * np.linalg.norm(extent, axis=1)
+        first, second = numbers[:, :2], numbers[:, 2:4]
+        is_amid = np.abs(first - (low + high) / 2).max(axis=1) <= 0.3 * (high - low).max(axis=1)
+        extent = np.maximum(high, first) - np.minimum(low, first)
+        is_far = np.linalg.norm(second - first, axis=1) > 2 * np.linalg.norm(extent, axis=1)
     return is_around & (np.isin(flags, (0, 1, 2)).all(axis=(1, 2)) if dims == 3 else is_amid | is_far)
 
 
