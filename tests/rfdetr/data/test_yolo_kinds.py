@@ -314,7 +314,7 @@ numbers = st.one_of(st.integers(-2, 3).map(str), st.floats().map(repr), unit.map
 any_line = st.one_of(st.lists(numbers, max_size=14).map(" ".join),
                      st.lists(unit.map(str), min_size=4, max_size=12).map(lambda row: f"1 {' '.join(row)}"))
 any_label = st.one_of(st.lists(any_line, max_size=6).map("\n".join).map(str.encode), st.binary(max_size=60))
-SIGNS = ["train/images", "&a", "*a", "<<: *a", "!!int 3", "!!binary", "!x", "names", "|", ">", "? a", "-", "{", "[", "]", "}", "'",
+SIGNS = ["train/images", "&a", "*a", "<<: *a", "!!int 3", "!!binary", "!x", "names", "|", "? a", "-", "{", "[", "]", "}", "'",
          "0", "1", "17", "9" * 5000, "[4, 2]", "segment", "\t", "\x85", "train.txt"]
 words = st.one_of(st.sampled_from(WORDS + SIGNS), st.text(max_size=5))
 
