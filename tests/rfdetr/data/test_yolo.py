@@ -105,9 +105,12 @@ def test_all_classes_are_kept_annotated_or_not(write_yolo, names, ids, expected)
     assert dataset[0][1]["labels"].tolist() == [len(ids) - 1] * 2
 
 
-@pytest.mark.parametrize("case", GOLDENS, ids=lambda case: case["line"])
+@pytest.mark.parametrize("case", [case for case in GOLDENS if len(case["line"].split()) != 6], ids=lambda case: case["line"])
 def test_label_line_golden(case):
-    """The published reader clips polygons to the last pixel; ours to the edge of the picture, as COCO has it."""
+    """The published reader clips polygons to the last pixel; ours to the edge of the picture, as COCO has it.
+
+    It refuses boxes with a confidence behind them, which ours reads (test_yolo_kinds.py).
+    """
     findings = Findings()
     labels = parse_labels([LabelFile(0, "a.txt", case["line"].encode())], range(case["num_classes"]), findings)
     errors = [finding for finding in findings if finding.kind.severity == "error"]
@@ -141,7 +144,8 @@ def test_label_coordinates_are_those_of_the_turned_picture(write_yolo):
 
 DIRT = {
     "class_out_of_range": ("2 0.5 0.5 0.1 0.1\n-1 0.5 0.5 0.1 0.1", 2), "class_not_whole": ("0.5 0.5 0.5 0.1 0.1", 1),
-    "label_fields": ("0 0.5 0.5 0.1\n0 0.1 0.1 0.2 0.2 0.3\n0", 3), "label_comma": ("0 0,5 0,5 0,1 0,1\n0,0.5,0.5,0.1,0.1", 2),
+    "label_fields": ("0 0.5 0.5 0.1\n0 0.1 0.1 0.2 0.2 0.3 0.3 0.4\n0", 3),
+    "label_comma": ("0 0,5 0,5 0,1 0,1\n0,0.5,0.5,0.1,0.1", 2),
     "label_not_a_number": ("0 0.5 nan 0.1 0.1\nx 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1 1e999", 3),
     "pixel_coordinates": ("0 320 240 50 60", 1), "outside_picture": ("0 1.2 0.5 0.6 0.2\n1 -0.1 0.1 0.4 0.1 0.4 0.5", 2),
     "label_empty_line": ("\n  \n" + BOX + "\n\n", 3), "label_bom": ("\ufeff" + BOX, 1), "label_crlf": (BOX + "\r\n" + BOX, 1),
