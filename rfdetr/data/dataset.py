@@ -109,7 +109,7 @@ class DetectionDataset(Dataset):
         num_bytes = height * width * (3 * 4 + 1)  # float32, and the mask of the padding
         if self.with_masks:
             pixels = height * width if size else self._annotations.image_sizes.prod(axis=1)
-            num_bytes += float((self.boxes_per_image * pixels).mean())
+            num_bytes += float((np.diff(self._annotations.offsets) * pixels).mean())
         return num_bytes
 
     def share_memory(self) -> None:

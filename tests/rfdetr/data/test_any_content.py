@@ -77,7 +77,7 @@ def check_content(content: dict) -> None:
         content = parse_json(json.dumps(content).encode(), "a.json")
         raw = split_from_content(content, "a.json", "images", findings=findings, with_masks=True)
         label_map = LabelMap.from_categories(raw.categories, raw.category_ids.tolist())
-        annotations, _ = clean(raw, label_map, drop_crowds=False)
+        annotations, _ = clean(raw, label_map, training=False)
         split = SplitCheck("train", raw, findings)
         check_classes({"train": split})
         check_boxes(split, (64, 64), num_queries=2)
