@@ -3,12 +3,13 @@
 A new format is one more entry of `FORMATS`: a function that finds the splits of a folder, and a reader that returns a `RawSplit`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco import read_coco
+from rfdetr.data.file_names import match_names
 from rfdetr.data.findings import Findings
 from rfdetr.data.objects365 import find_objects365, read_objects365
 from rfdetr.data.shards import SPLITS, find_shards, is_address, list_folder, read_shards
@@ -17,6 +18,7 @@ from rfdetr.errors import InputError
 
 COCO_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid"), "test": ("test2017", "test")}
 ROBOFLOW_NAMES = {"train": "train", "val": "valid", "test": "test"}
+VAL_FRACTION = 0.1
 ROBOFLOW_FILE = "_annotations.coco.json"
 
 
@@ -35,6 +37,7 @@ class Format(NamedTuple):
 
     find: Callable[..., dict[str, Any]]  # folder (or address) -> its splits; what a split is, only `read` needs to know
     read: Callable[..., RawSplit]  # (that, with_masks=, findings=)
+    folders: Callable[[Any], Iterable[Path]]  # a split -> where its images may lie, beside the folder itself
     looks_like: str  # for messages
 
 
@@ -61,12 +64,21 @@ def _read_coco(files: Files, *, with_masks: bool, findings: Findings) -> RawSpli
     return read_coco(files.annotations, files.images, with_masks=with_masks, findings=findings)
 
 
+def _image_folders(files: Files) -> tuple[Path]:
+    return (files.images,)
+
+
 FORMATS = {
-    "coco": Format(_find_coco, _read_coco, "annotations/instances_train2017.json and train2017/, the same with val2017"),
-    "roboflow": Format(_find_roboflow, _read_coco, f"train/{ROBOFLOW_FILE}, valid/{ROBOFLOW_FILE}, images beside them"),
-    "yolo": Format(find_yolo, read_yolo, "data.yaml with names and the paths of train, val and test"),
-    "objects365": Format(find_objects365, read_objects365, "zhiyuan_objv2_train.json and train/patch0/, the same with val"),
-    "shards": Format(find_shards, read_shards, "train-000000.tar, ... and train.json, the same with val (tools/pack_shards.py)"),
+    "coco": Format(_find_coco, _read_coco, _image_folders,
+                   "annotations/instances_train2017.json and train2017/, the same with val2017"),
+    "roboflow": Format(_find_roboflow, _read_coco, _image_folders,
+                       f"train/{ROBOFLOW_FILE}, valid/{ROBOFLOW_FILE}, images beside them"),
+    "yolo": Format(find_yolo, read_yolo, lambda split: (*split.places, *split.sources),
+                   "data.yaml with names and the paths of train, val and test"),
+    "objects365": Format(find_objects365, read_objects365, lambda split: split.images,
+                         "zhiyuan_objv2_train.json and train/patch0/, the same with val"),
+    "shards": Format(find_shards, read_shards, lambda split: (),
+                     "train-000000.tar, ... and train.json, the same with val (tools/pack_shards.py)"),
 }
 
 
@@ -111,6 +123,8 @@ def read_split(
     format: str = "auto",
     paths: Paths | None = None,
     with_masks: bool = False,
+    val_fraction: float = VAL_FRACTION,
+    allow_outside: bool = False,
     findings: Findings | None = None,
 ) -> RawSplit:
     """Read one split of a data set.
@@ -118,6 +132,8 @@ def read_split(
     Args:
         paths: where a COCO data set of a layout of one's own has its splits, {split: {"annotations": file, "images": folder}},
             relative to `dataset_dir`.
+        val_fraction: share of the images that are the val split where one file holds all, undivided (layouts.divide).
+        allow_outside: the annotations may name image files outside of the data set's folders.
         findings: gets what is wrong with single entries, which are left out; without it they are refused, all in one message.
 
     Raises:
@@ -131,6 +147,8 @@ def read_split(
     collected = Findings() if findings is None else findings
     collected.split = split
     raw = found_format.read(found[split], with_masks=with_masks, findings=collected)
+    roots = [_folder(dataset_dir), *(folder for one in found.values() for folder in found_format.folders(one))]
+    raw = match_names(raw, roots, collected, allow_outside=allow_outside)
     if findings is None:
         collected.refuse_errors(raw.source)
     return raw

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from rfdetr.data.annotations import RawSplit, clean, describe
 from rfdetr.data.cache import read_files
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
-from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
+from rfdetr.data.formats import VAL_FRACTION, Paths, available_splits, detect_format, read_split
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import RECIPES, Recipe, find_recipe
 from rfdetr.data.transforms import make_transforms
@@ -34,6 +35,8 @@ def open_dataset(
     on_bad_image: str = "fail",
     exif: str = "apply",
     cache: str = "none",
+    val_fraction: float = VAL_FRACTION,
+    allow_outside: bool = False,
     raw: RawSplit | None = None,
 ) -> DetectionDataset:
     """Read one split and say in one log line what it holds.
@@ -41,7 +44,7 @@ def open_dataset(
     Args:
         split: "train", "val" or "test"; one that does not exist is an error, never replaced by another.
         image_size: (H, W) of the samples, unless a sample's key says otherwise.
-        paths: files of a COCO data set that is laid out differently (formats.read_split).
+        paths, val_fraction, allow_outside: see `formats.read_split`.
         training: leave crowd regions out and apply `augment`; otherwise crowds stay, marked as such.
         label_map: that of the training split or of a checkpoint; None makes it from the train split; "coco" keeps category
             ids as labels.
@@ -50,12 +53,13 @@ def open_dataset(
         cache: "ram" keeps the files of all images in memory.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
+    reading = {"format": format, "paths": paths, "val_fraction": val_fraction, "allow_outside": allow_outside}
     if raw is None:
         findings = Findings()
-        raw = read_split(dataset_dir, split, format=format, paths=paths, with_masks=with_masks, findings=findings)
+        raw = read_split(dataset_dir, split, with_masks=with_masks, findings=findings, **reading)
         findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
     if not isinstance(label_map, LabelMap):
-        train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format, paths)
+        train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, **reading)
         label_map = _make_label_map(train, label_map)
     _check_names(raw, label_map)
     annotations, report = clean(raw, label_map, drop_crowds=training)
@@ -74,17 +78,17 @@ def open_dataset(
 
 
 def read_label_map(
-    dataset_dir: str | Path, *, format: str = "auto", paths: Paths | None = None, label_map: str | None = None
+    dataset_dir: str | Path, *, format: str = "auto", paths: Paths | None = None, label_map: str | None = None, **reading: Any
 ) -> LabelMap:
-    """Make the label map of a data set from its train split."""
-    return _make_label_map(_read_train(dataset_dir, "train", format, paths), label_map)
+    """Make the label map of a data set from its train split; `reading` has further arguments of `formats.read_split`."""
+    return _make_label_map(_read_train(dataset_dir, "train", format, paths, **reading), label_map)
 
 
-def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None) -> RawSplit:
+def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None, **reading: Any) -> RawSplit:
     if "train" not in available_splits(dataset_dir, format, paths):
         raise InputError(f"{dataset_dir}: the label map of the {split} split is made from the train split, and there is none; "
                          "give the label map of the checkpoint")
-    return read_split(dataset_dir, "train", format=format, paths=paths)
+    return read_split(dataset_dir, "train", format=format, paths=paths, **reading)
 
 
 def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:

@@ -282,7 +282,7 @@ def kind_of(kind: bytes):
 @pytest.mark.parametrize("change, message", [
     (size_of(-1024, "1.jpg"), "not possible"), (size_of(-512, "1.json"), "not possible"), (size_of(-1, "1.jpg"), "not possible"),
     (size_of(2**60, "1.jpg"), "bytes, which no picture"), (size_of(2**35, "1.json"), "bytes, which no picture or sample has"),
-    (size_of(2**20, "1.json"), "not complete"), (kind_of(b"S"), "empty parts left out"),
+    (size_of(2**20, "1.json"), "not complete"), (kind_of(b"S"), "without its empty parts"),
     (kind_of(b"x"), "1.json: there is no picture"), (kind_of(b"L"), "lists no images"), (kind_of(b"2"), "damaged header"),
 ])
 @pytest.mark.timeout(20)
