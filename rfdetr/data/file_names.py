@@ -73,6 +73,11 @@ def match_names(raw: RawSplit, roots: Iterable[str | os.PathLike], findings: Fin
     return _with_relative_names(raw, folders)
 
 
+def base_name(name: str) -> str:
+    """Return the name of a file without its folders, in a form that does not depend on system and tool."""
+    return next(iter(_parts(name)[-1:]), "")
+
+
 class NearNames:
     """The pictures in a folder and all below it, looked up by names that are nearly theirs."""
 
@@ -81,8 +86,7 @@ class NearNames:
         self.files = [os.path.relpath(path, root) for path in _walk(str(root))]
         self._by_base: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
         for file in self.files:
-            parts = _parts(file)
-            self._by_base[parts[-1] if parts else ""].append((parts, file))
+            self._by_base[base_name(file)].append((_parts(file), file))
         self._is_one_folder = len({os.path.dirname(file) for file in self.files}) == 1
 
     def find(self, name: str) -> list[str]:
@@ -199,7 +203,8 @@ def _only_images(raw: RawSplit, kept: np.ndarray) -> RawSplit:
     return replace(
         raw, image_ids=raw.image_ids[kept], file_names=list(compress(raw.file_names, kept)),
         image_sizes=raw.image_sizes[kept], image_indices=(np.cumsum(kept) - 1)[raw.image_indices[objects]],
-        boxes=raw.boxes[objects], category_ids=raw.category_ids[objects], areas=raw.areas[objects], is_crowd=raw.is_crowd[objects],
+        boxes=raw.boxes[objects], category_ids=raw.category_ids[objects], areas=raw.areas[objects],
+        is_crowd=raw.is_crowd[objects],
         segmentations=None if raw.segmentations is None else list(compress(raw.segmentations, objects)),
     )
 

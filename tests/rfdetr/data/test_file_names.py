@@ -52,7 +52,8 @@ NEAR = {
     "train/1.png": "1.png", "images/train/1.png": "1.png", "1.png": "images/1.png", "../../media/upload/1/1.png": "1.png",
     "my%20picture%201.png": "my picture 1.png", "my picture.png": "my%20picture.png", NFC: NFD, NFD: NFC,
     " 1.png": "1.png", "1.png ": "1.png", "1 .png": "1.png", "1.png\r": "1.png", "a /1.png": "a/1.png",
-    "1\u202fPM.png": "1 PM.png", "\ufeff1.png": "1.png", "IMG.PNG": "img.png", "img.png": "Img.PNG", "Images/1.png": "images/1.png",
+    "1\u202fPM.png": "1 PM.png", "\ufeff1.png": "1.png", "IMG.PNG": "img.png", "img.png": "Img.PNG",
+    "Images/1.png": "images/1.png",
     "file:///home/x/1.png": "1.png", "https://host/b/1.png?token=a/b": "1.png", "/data/local-files/?d=set/1.png": "1.png",
     "s3://bucket/1.png": "1.png", "a%5C1.png": "a/1.png",
 }
