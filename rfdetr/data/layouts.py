@@ -1,8 +1,8 @@
 """COCO files and their images in any layout: the usual ones by their names, others by looking into the JSON files.
 
-A file that is the only one, of a name that says no split, is divided: an image belongs to val where the hash of its file name, as a
-number in [0, 1), is below `val_fraction`. So neither the order nor other images matter; the image with the lowest or highest hash
-changes sides where one of the splits would be empty.
+A file that is the only one, of a name that says no split, is divided: an image belongs to val where the hash of its file name, as
+a number in [0, 1), is below `val_fraction`. So neither the order nor other images matter; the image with the lowest or highest
+hash changes sides where one of the splits would be empty.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,13 +74,16 @@ def find_roboflow(folder: Path) -> dict[str, Files]:
     return _complete(folder, {split: file for split, file in files.items() if file.annotations.is_file()})
 
 
-def look(folder: Path) -> list[Found]:
+def look(folder: Path, wanted: Callable[[Path], bool] = lambda file: True) -> list[Found]:
     """Return the COCO files in a folder, with the folders of their images."""
     folders = list(_folders(folder))
+    files = [Path(place, name) for place in folders for name in sorted(_json_files(place))]
+    listed = {file: names for file in filter(wanted, files) if (names := _listed_names(file)) is not None}
+    if not listed:
+        return []
     contents = {place: {base_name(name) for name in files_in(place)} for place in folders}
-    files = [(Path(place, name), listed) for place in folders for name in sorted(_json_files(place))
-             if (listed := _listed_names(Path(place, name))) is not None]
-    return [Found(file, _find_images(file, listed, folder, contents), _split_of(file.relative_to(folder))) for file, listed in files]
+    return [Found(file, _find_images(file, names, folder, contents), _split_of(file.relative_to(folder)))
+            for file, names in listed.items()]
 
 
 def splits_of(found: list[Found]) -> dict[str, Files]:
@@ -90,7 +93,8 @@ def splits_of(found: list[Found]) -> dict[str, Files]:
     names = Counter(file.split for file in found)
     if "" in names or max(names.values(), default=0) > 1 or any(file.images is None for file in found):
         return {}
-    return {split: Files(file.annotations, file.images) for split in ("train", "val", "test") for file in found if file.split == split}
+    by_split = {file.split: Files(file.annotations, file.images) for file in found}
+    return {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
 
 
 def suggest(folder: Path, found: list[Found]) -> str:
@@ -126,8 +130,8 @@ def divide(content: dict[str, Any], part: str, val_fraction: float, source: Path
     names = [image.get("file_name") if isinstance(image, dict) else None for image in images]
     draws = {name: _draw(name) for name in names if isinstance(name, str)}
     if len(draws) < 2:
-        raise InputError(f"{source}: is the only annotation file and lists {len(draws)} images, which cannot be divided into train "
-                         "and val; name the files of the splits with data.splits")
+        raise InputError(f"{source}: is the only annotation file and lists {len(draws)} images, which cannot be divided into "
+                         "train and val; name the files of the splits with data.splits")
     val = {name for name, draw in draws.items() if draw < val_fraction} or {min(draws, key=draws.get)}
     if len(val) == len(draws):
         val.remove(max(draws, key=draws.get))
@@ -156,8 +160,8 @@ def _complete(folder: Path, known: dict[str, Files]) -> dict[str, Files]:
     if not known or {"train", "val"} <= known.keys():
         return known
     patterns = {_pattern(file.annotations) for file in known.values()}
-    found = [file for file in look(folder) if file.split not in known and _pattern(file.annotations) in patterns]
-    return {**known, **splits_of(found)} if all(file.split for file in found) else known
+    found = look(folder, lambda file: _pattern(file) in patterns and _split_of(file.relative_to(folder)) not in ("", *known))
+    return {**known, **splits_of(found)}
 
 
 def _pattern(file: Path) -> str:
