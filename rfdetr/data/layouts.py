@@ -161,7 +161,8 @@ def _complete(folder: Path, known: dict[str, Files]) -> dict[str, Files]:
         return known
     patterns = {_pattern(file.annotations) for file in known.values()}
     found = look(folder, lambda file: _pattern(file) in patterns and _split_of(file.relative_to(folder)) not in ("", *known))
-    return {**known, **splits_of(found)}
+    splits = {**known, **splits_of(found)}
+    return {split: splits[split] for split in COCO_NAMES if split in splits}
 
 
 def _pattern(file: Path) -> str:

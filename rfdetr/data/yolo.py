@@ -15,6 +15,8 @@ import numpy as np
 import yaml
 
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.file_names import KINDS as NAME_KINDS
+from rfdetr.data.file_names import NearNames
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
 from rfdetr.data.label_map import Category
@@ -172,10 +174,17 @@ def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> It
 
 def _listed_images(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
     lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
+    near = None  # of the whole folder, so made only if a line needs it
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         found = next((path for path in _candidates(line, (source.parent, *places)) if path.is_file()), None)
+        if found is None:
+            near = near or NearNames(places[-1])
+            fitting = near.find(line)
+            if len(fitting) == 1:
+                findings.add("other_name", NAME_KINDS["other_name"], f"listed as {line!r}, there as {fitting[0]!r}")
+                found = places[-1] / fitting[0]
         if found is None:
             findings.add("image_missing", KINDS["image_missing"], f"{source.name}:{number}: {line}")
         else:

@@ -146,3 +146,27 @@ def test_many_names_are_cheap(write, monkeypatch):
     calls = []
     monkeypatch.setattr(os.path, "isfile", lambda path: calls.append(path))
     assert read_split(folder, "train").file_names[7] == "7.png" and not calls
+
+
+@pytest.mark.parametrize("line", ["images\\A.png", "/home/x/darknet/data/images/a.png", "data\\images\\a.png", "C:\\x\\images\\a.png"])
+def test_lines_of_a_list_of_yolo(tmp_path, line):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
+    (tmp_path / "train.txt").write_text(f"{line}\n")
+    assert found(tmp_path) == {"other_name": (1, [f"listed as {line!r}, there as 'images/a.png'"])}
+    assert open_dataset(tmp_path, "train", training=True, image_size=(32, 32)).num_boxes == 1
+
+
+def test_lists_of_yolo_stay_in_the_folder(tmp_path):
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "data" / "images"):
+        Image.new("RGB", (40, 30)).save(folder / f"{folder.name}.png")
+        (folder / f"{folder.name}.txt").write_text("0 0.5 0.5 0.2 0.2")
+    outside = str(tmp_path / f"{tmp_path.name}.png")
+    (tmp_path / "data" / "data.yaml").write_text("names: [cat]\ntrain: train.txt\n")
+    (tmp_path / "data" / "train.txt").write_text(f"images/images.png\n{outside}\n")
+    assert found(tmp_path / "data") == {"outside_folder": (1, [repr(outside)])}
+    raw = read_split(tmp_path / "data", "train", allow_outside=True)
+    assert raw.image_root == tmp_path and raw.file_names == ["data/images/images.png", f"{tmp_path.name}.png"]

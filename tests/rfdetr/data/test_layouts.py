@@ -57,7 +57,8 @@ NAMED = {
     "annotations/train.json": {"annotations/{}.json": "images/{}/"}, "beside": {"annotations/{}.json": "{}/"},
     "supervision": {"{}/annotations.json": "{}/"}, "supervision, images": {"{}/annotations.json": "{}/images/"},
     "files above": {"{}.json": "{}/"}, "CVAT subsets": {"annotations/instances_{}.json": "images/{}/"},
-    "FiftyOne": {"{}/labels.json": "{}/data/"}, "one folder": {"{}.json": "images/{}_"}, "Roboflow": {"{}/_annotations.coco.json": "{}/"},
+    "FiftyOne": {"{}/labels.json": "{}/data/"}, "one folder": {"{}.json": "images/{}_"},
+    "Roboflow": {"{}/_annotations.coco.json": "{}/"},
 }
 
 
