@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from rfdetr.data.cache import read_files
 from rfdetr.data.class_matching import match_classes
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
-from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
+from rfdetr.data.formats import VAL_FRACTION, Paths, available_splits, detect_format, read_split
 from rfdetr.data.images import MAX_PIXELS, allow_pixels
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import RECIPES, Recipe, find_recipe
@@ -39,6 +40,8 @@ def open_dataset(
     cache: str = "none",
     white_level: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    val_fraction: float = VAL_FRACTION,
+    allow_outside: bool = False,
     raw: RawSplit | None = None,
 ) -> DetectionDataset:
     """Read one split and say in one log line what it holds.
@@ -46,7 +49,7 @@ def open_dataset(
     Args:
         split: "train", "val" or "test"; one that does not exist is an error, never replaced by another.
         image_size: (H, W) of the samples, unless a sample's key says otherwise.
-        paths: files of a COCO data set that is laid out differently (formats.read_split).
+        paths, val_fraction, allow_outside: see `formats.read_split`.
         training: leave crowd regions out and apply `augment`; otherwise crowds stay, marked as such.
         label_map: that of the training split or of a checkpoint, whose classes are found by name (`match_classes`); None makes
             it from the train split; "coco" keeps category ids as labels.
@@ -58,12 +61,13 @@ def open_dataset(
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
     allow_pixels(max_pixels)
+    reading = {"format": format, "paths": paths, "val_fraction": val_fraction, "allow_outside": allow_outside}
     if raw is None:
         findings = Findings()
-        raw = read_split(dataset_dir, split, format=format, paths=paths, with_masks=with_masks, findings=findings)
+        raw = read_split(dataset_dir, split, with_masks=with_masks, findings=findings, **reading)
         findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
     if not isinstance(label_map, LabelMap):
-        train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format, paths)
+        train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, **reading)
         label_map = _make_label_map(train, label_map)
     match = match_classes(raw.categories, np.unique(raw.category_ids).tolist(), label_map, source=raw.source)
     for level, text in match.remarks():
@@ -81,17 +85,17 @@ def open_dataset(
         annotations = replace(annotations, file_contents=read_files(annotations))
     if white_level is None and (white_level := find_white_level(raw, max_pixels=max_pixels)) and split != "train":
         if "train" in available_splits(dataset_dir, format, paths):
-            train = read_split(dataset_dir, "train", format=format, paths=paths)
+            train = read_split(dataset_dir, "train", **reading)
             white_level = find_white_level(train, max_pixels=max_pixels) or white_level
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
                             on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
 
 
-def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None) -> RawSplit:
+def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None, **reading: Any) -> RawSplit:
     if "train" not in available_splits(dataset_dir, format, paths):
         raise InputError(f"{dataset_dir}: the label map of the {split} split is made from the train split, and there is none; "
                          "give the label map of the checkpoint")
-    return read_split(dataset_dir, "train", format=format, paths=paths)
+    return read_split(dataset_dir, "train", format=format, paths=paths, **reading)
 
 
 def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:

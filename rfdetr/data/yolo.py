@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.file_names import KINDS as NAME_KINDS
+from rfdetr.data.file_names import NearNames
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
 from rfdetr.data.segmentations import encode
@@ -200,10 +202,17 @@ def _listed_images(source: Path, places: tuple[Path, ...], findings: Findings) -
         lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"{source}: this list of images is not UTF-8 text ({error}); save it as UTF-8") from None
+    near = None  # of the whole folder, so made only if a line needs it
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         found = next((path for path in _candidates(line, (source.parent, *places)) if os.path.isfile(path)), None)
+        if found is None:
+            near = near or NearNames(places[-1])
+            fitting = near.find(line)
+            if len(fitting) == 1:
+                findings.add("other_name", NAME_KINDS["other_name"], f"listed as {line!r}, there as {fitting[0]!r}")
+                found = places[-1] / fitting[0]
         if found is None:
             findings.add("image_missing", KINDS["image_missing"], f"{source.name}:{number}: {line}")
         else:
