@@ -146,8 +146,8 @@ def test_every_picture_bad_stops_in_the_first_batches(write_roboflow, coco_conte
         dataset, batch_size=4, num_workers=num_workers)
     batches = iter(loader)
     next(batches)
-    with pytest.raises(InputError, match=rf"of the {split} split 8 pictures of the 8 read so far are bad \(8 different ones of the "
-                                         r"40 that it has\), more than data.max_bad_images 0.1 allows.*picture_\d+.png"):
+    with pytest.raises(InputError, match=rf"of the {split} split 8 pictures of the 8 read so far are bad \(8 different ones of "
+                                         r"the 40 that it has\), more than data.max_bad_images 0.1 allows.*picture_\d+.png"):
         next(batches)
 
 
@@ -260,15 +260,15 @@ def test_what_a_transform_raises_is_not_taken_for_the_loader(folder):
 
 @pytest.mark.parametrize("with_masks", [True, False])
 def test_shared_memory_is_compared_before_training(folder, monkeypatch, with_masks):
-    """Two workers with two batches each in advance, of two pictures at the largest scale."""
-    num_bytes = 32 * 48 * (13 + with_masks) * 2 * 4
+    """Two workers with two batches each in advance and two in use, of two pictures at the largest scale."""
+    num_bytes = 32 * 48 * (13 + with_masks) * 2 * (2 * 2 + 2)
     options = {"num_workers": 2, "with_masks": with_masks}
     monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: num_bytes)
     make_loader(folder, **options)
     monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: num_bytes - 1)
     megabytes = f"{num_bytes / 1e6:.1f} MB"
-    with pytest.raises(InputError, match=f"2 workers with 2 batches .* need {megabytes} .* only {megabytes} of /dev/shm are free; "
-                                         "use data.num_workers 0.*--shm-size"):
+    with pytest.raises(InputError, match=f"2 workers with 2 batches .* need {megabytes} .* only {megabytes} of /dev/shm are free"
+                                         "; use data.num_workers 0.*--shm-size"):
         make_loader(folder, **options)
     make_loader(folder, **{**options, "num_workers": 0})
 
