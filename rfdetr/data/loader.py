@@ -24,6 +24,7 @@ from rfdetr.nested_tensor import NestedTensor, collate
 
 CAN_TELL_SENDERS = hasattr(signal, "sigwaitinfo")  # Linux; who sent a signal
 CHANCE = 1e-6  # of stopping a data set that has just as many bad pictures as are allowed, before all of it was seen
+IN_USE = 2  # batches of workers that the main process has at a time: the next one arrives while the last is still there
 MEGABYTE = 1e6
 WAY_OUT = "use data.num_workers 0, a smaller data.prefetch_factor or batch, or a larger /dev/shm (docker run --shm-size=8g)"
 
@@ -157,7 +158,7 @@ class DetectionLoader(DataLoader):
         """Refuse batches that will not fit into shared memory, where all that the workers have made in advance lies."""
         sizes = getattr(self.batch_sampler, "sizes", None) or [None]
         batch_bytes = max(self.dataset.sample_bytes(size) for size in sizes) * self.batch_sampler.batch_size
-        num_batches = min(self.num_workers * self.prefetch_factor, len(self))
+        num_batches = min(self.num_workers * self.prefetch_factor + IN_USE, len(self))
         free = free_shared_memory()
         if free is not None and batch_bytes * num_batches > free:
             raise InputError(f"data.num_workers: {self.num_workers} workers with {self.prefetch_factor} batches each in advance "

@@ -91,11 +91,11 @@ def open_dataset(
                             on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
 
 
-def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None, **reading: Any) -> RawSplit:
-    if "train" not in available_splits(dataset_dir, format, paths):
+def _read_train(dataset_dir: str | Path, split: str, **reading: Any) -> RawSplit:
+    if "train" not in available_splits(dataset_dir, reading["format"], reading["paths"]):
         raise InputError(f"{dataset_dir}: the label map of the {split} split is made from the train split, and there is none; "
                          "give the label map of the checkpoint")
-    return read_split(dataset_dir, "train", format=format, paths=paths, **reading)
+    return read_split(dataset_dir, "train", **reading)
 
 
 def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rfdetr import VARIANTS, InputError, LabelMap, build_model, build_postprocess, load_weights
-from rfdetr.prediction import coco_results, predict
+from rfdetr.prediction import coco_results, drawn_paths, predict, save_drawing
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "detector"
 SPEC = importlib.util.spec_from_file_location("golden_formula", GOLDENS / "formula.py")
@@ -83,6 +83,41 @@ def test_bf16_is_close_to_float32(detector, pixels):
     (exact,), (rounded,) = (predict(*detector, [pixels], size=(64, 64), threshold=0.0, precision=p) for p in ("fp32", "bf16"))
     difference = (exact["scores"] - rounded["scores"]).abs().max()
     assert 0 < difference < 0.02
+
+
+def test_12_bits_are_scaled_as_in_training(detector, pixels, tmp_path, caplog):
+    grey = pixels[..., 0].astype(np.uint16)
+    Image.fromarray(grey * 16).save(tmp_path / "deep.png")
+    eight = (grey * 16 / 4095 * 255).round().astype(np.uint8)
+    pictures = [np.dstack([eight] * 3), tmp_path / "deep.png", Image.open(tmp_path / "deep.png")]
+    results = predict(*detector, pictures, size=(64, 64), threshold=0.0, white_level=4095)
+    assert all(torch.equal(result["scores"], results[0]["scores"]) for result in results) and not caplog.text
+    predict(*detector, pictures[1:2], size=(64, 64))
+    assert "deep.png: more than 8 bits a channel" in caplog.text and "by this picture alone" in caplog.text
+    with pytest.raises(InputError, match="deep.png: the image has 2240 pixels"):
+        predict(*detector, pictures[1:2], size=(64, 64), max_pixels=1000)
+
+
+def test_each_drawing_has_a_file_of_its_own_that_can_be_written(tmp_path):
+    names = ["photo", "photo.png", "photo.gif", "a/b.JPG", "../../c.jpg", "/d/c.jpg", "..", ".hidden", "odd.", "x.tar", "photo"]
+    paths = drawn_paths(tmp_path, names)
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
+        "photo-2.png", "photo.png", "photo.gif.png", "a/b.JPG", "c.jpg", "d/c.jpg", "picture.png", ".hidden.png", "odd..png",
+        "x.tar.png", "photo-3.png"]
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+    for path in drawn_paths(tmp_path, [*names, *(f"b{suffix}" for suffix in (".webp", ".bmp", ".tiff", ".jfif", ".jpeg"))]):
+        assert save_drawing(path, torch.zeros(3, 8, 8, dtype=torch.uint8), nothing, LabelMap((3,), ("cat",)))
+        assert Image.open(path).size == (8, 8)
+
+
+def test_a_drawing_that_cannot_be_saved_is_left_out(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    found = {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.5])}
+    for name, picture in (("file/a.png", torch.zeros(3, 8, 8)), ("wide.webp", torch.zeros(3, 4, 20_000)),
+                          ("long.jpg", torch.zeros(3, 70_000, 4)), ("x" * 300 + ".png", torch.zeros(3, 8, 8))):
+        assert not save_drawing(tmp_path / name, picture.byte(), found, LabelMap((3,), ("cat",)))
+        assert "the picture cannot be drawn" in caplog.text and "its results are kept" in caplog.text
+        caplog.clear()
 
 
 def test_rows_of_a_coco_results_file():

@@ -3,7 +3,9 @@
 import io
 import logging
 import multiprocessing.reduction
+import os
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,6 +41,16 @@ def test_missing_files_stay_missing(write_roboflow, coco_content):
     dataset = open_train(folder, cache="ram")
     assert dataset[1][0].shape == (3, 32, 32)
     with pytest.raises(InputError, match="picture_2.png: there is no such image file"):
+        dataset[2]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, Path.touch])
+def test_what_is_no_file_is_named_when_it_is_read(write_roboflow, coco_content, make):
+    path = write_roboflow(train=coco_content()) / "train" / "picture_2.png"
+    path.unlink()
+    make(path)
+    dataset = open_train(path.parents[1], cache="ram")
+    with pytest.raises(InputError, match="picture_2.png: this is a"):
         dataset[2]
 
 

@@ -260,8 +260,8 @@ def test_what_a_transform_raises_is_not_taken_for_the_loader(folder):
 
 @pytest.mark.parametrize("with_masks", [True, False])
 def test_shared_memory_is_compared_before_training(folder, monkeypatch, with_masks):
-    """Two workers with two batches each in advance, of two pictures at the largest scale."""
-    num_bytes = 32 * 48 * (13 + with_masks) * 2 * 4
+    """Two workers with two batches each in advance and two in use, of two pictures at the largest scale."""
+    num_bytes = 32 * 48 * (13 + with_masks) * 2 * (2 * 2 + 2)
     options = {"num_workers": 2, "with_masks": with_masks}
     monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: num_bytes)
     make_loader(folder, **options)

@@ -1,7 +1,9 @@
 """Every kind of dirt, made one at a time in a clean data set, is found as that and as nothing else."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +39,7 @@ def listed_twice(data, picture):
     data.image(4)["file_name"] = "train_3.jpg"
     data.path("train", "train_4.jpg").unlink()
     data.set_box(data.cat(4), [90, 5, 40, 30])
-    return {("train", "listed_twice"): 1, ("train", "identical"): 1}
+    return {("train", "listed_twice"): 1}
 
 
 def unlisted_image(data, picture):
@@ -175,6 +177,21 @@ def odd_mode(data, picture):
         path = data.path("train", name)
         Image.open(path).convert("CMYK").save(path)
     return {("train", "odd_mode"): 2}
+
+
+def make_deep(data, split: str, number: int, values: np.ndarray) -> None:
+    """Put a picture of 16 bits in the place of one."""
+    data.path(split, f"{split}_{number}.jpg").unlink()
+    data.image(number, split)["file_name"] = f"{split}_{number}.png"
+    Image.fromarray(values.astype(np.uint16)).save(data.path(split, f"{split}_{number}.png"))
+
+
+def deep(data, picture):
+    levels = np.add.outer(np.arange(120) ** 2 % 97, np.arange(160))
+    make_deep(data, "train", 3, levels * 16)
+    make_deep(data, "train", 4, levels.max() * 16 - levels[::-1] * 15)
+    make_deep(data, "val", 2, levels[:, ::-1] * 4)
+    return {("train", "deep"): 2, ("val", "deep"): 1}
 
 
 def small_image(data, picture):
@@ -487,7 +504,7 @@ def reader_finding(data, picture):
 KINDS = [
     missing_image, other_name, case_clash, listed_twice, unlisted_image, unsupported, same_image, same_source, same_video,
     undecodable, missing_split, unreadable_split, no_name, name_twice, other_ids, other_numbers, other_classes, no_objects,
-    few_objects, only_here, not_here, background, much_background, no_boxes, wrong_size, rotated, odd_mode, small_image,
+    few_objects, only_here, not_here, background, much_background, no_boxes, wrong_size, rotated, odd_mode, deep, small_image,
     extreme_shape, uniform,
     identical_to_train, identical, similar_to_train, similar, not_finite, zero_size, outside, over_edge, fractions, do_not_fit,
     speck, tiny, whole_image, extreme_aspect, duplicate, two_classes, too_many_objects, crowd, without_mask, empty_masks,
@@ -507,6 +524,25 @@ def test_dirt_is_found_as_what_it_is(spoil, dataset, found, picture):
         assert 1 <= len(finding.examples) <= 5
     gravest = {finding.kind.severity for finding in check.findings}
     assert has_errors(check) == ("error" in gravest)
+
+
+def test_the_white_level_is_reported_and_may_be_too_low(dataset, found):
+    deep(dataset, None)
+    check = dataset.check(decode=True)
+    (train,) = [finding for finding in check.findings if (finding.split, finding.name) == ("train", "deep")]
+    assert train.examples[0] == "train_3.png (values 0 to 4080 of 65535, white is 4095)"
+    (val,) = [finding for finding in check.findings if finding.split == "val"]
+    assert val.examples == ["val_2.png (values 0 to 1020 of 65535, white is 4095)"]
+    expected = {("train", "deep"): 2, ("val", "deep"): 1}
+    assert found(dataset.check(white_level=1023)) == {**expected, ("train", "above_white"): 2}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "empty"])
+def test_what_is_no_file_is_found(dataset, found, kind):
+    path = dataset.path("train", "train_3.jpg")
+    path.unlink()
+    {"pipe": os.mkfifo, "folder": Path.mkdir, "empty": Path.touch}[kind](path)
+    assert ("train", "undecodable") in found(dataset.check(decode=True))
 
 
 def test_masks_in_pieces_are_no_finding_where_many_are(dataset, found):
