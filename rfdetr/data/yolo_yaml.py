@@ -48,7 +48,7 @@ def read_data_file(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OverflowError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())[:300]}); correct it") from None
     except RecursionError:
         raise InputError(f"{path}: not valid YAML (lists within lists without an end); correct it") from None

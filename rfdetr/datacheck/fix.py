@@ -81,7 +81,8 @@ def _kept(split: SplitCheck, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray
     objects &= images[split.raw.image_indices]
     for what, kept in (("images", images), ("boxes", objects)):
         if len(kept) and not kept.any():
-            causes = [found.brief() for found in split.findings if found.split == split.name and found.kind.fix == "drops"]
+            causes = [found.brief() for found in split.findings if found.split == split.name
+                      and kinds[found.name].fix == "drops"]
             raise InputError(f"--fix: none of the {len(kept)} {what} of the {split.name} split would be left; mend it by hand: "
                              f"{'; '.join(causes[:3])}")
     return images, objects

@@ -268,6 +268,11 @@ def start_method(config: RunConfig) -> str:
     return _loaders(config)[0].multiprocessing_context.get_start_method()
 
 
+def loader_timeout(config: RunConfig) -> float:
+    """How long the loader waits for its workers; test_loader.py waits."""
+    return _loaders(config)[0].timeout
+
+
 def batches_drawn_at_first(config: RunConfig) -> int:
     """How many batches were asked for when the first one arrives."""
     drawn, iterate = [], TrainBatchSampler.__iter__

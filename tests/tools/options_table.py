@@ -1,6 +1,6 @@
-"""Write the README's tables of all options: ``python tests/tools/options_table.py [--write README.md]``.
+"""Write the README's tables of all options and findings: ``python tests/tools/options_table.py [--write README.md]``.
 
-They are made from the dataclasses of the configuration: name, default, and the text below each field.
+They are made from the dataclasses of the configuration (name, default, the text below each field) and from the kinds of findings.
 """
 
 import argparse
@@ -13,11 +13,29 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 
+from rfdetr.datacheck.kinds import all_kinds
 from rfdetr.errors import InputError
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import RunConfig
 
 START, END = "<!-- options: made by tests/tools/options_table.py -->", "<!-- end of options -->"
+FINDINGS_START, FINDINGS_END = "<!-- findings: made by tests/tools/options_table.py -->", "<!-- end of findings -->"
+SEVERITIES = ("error", "warning", "info")
+
+
+def findings_table() -> str:
+    """Return Markdown: a row for each kind of finding, the gravest first."""
+    kinds = sorted(all_kinds().items(), key=lambda item: (SEVERITIES.index(item[1].severity), item[1].group, item[0]))
+    rows = [f"| `{name}` | {kind.severity} | {_cell(kind.text)} | {_cell(kind.advice)} | {kind.fix} |" for name, kind in kinds]
+    head = f"<details><summary>All {len(kinds)} kinds of findings</summary>"
+    columns = ["| name | severity | what | what to do | `--fix` |", "|---|---|---|---|---|"]
+    return "\n".join([head, "", *columns, *rows, "", "</details>"])
+
+
+def updated(text: str, name: str) -> str:
+    """Return the text of the README with current tables; `name` is for messages."""
+    text = put_into(text, options_table(), name)
+    return put_into(text, findings_table(), name, FINDINGS_START, FINDINGS_END)
 
 
 def options_table() -> str:
@@ -26,17 +44,17 @@ def options_table() -> str:
                        if is_dataclass(section.default))
 
 
-def put_into(text: str, table: str, name: str) -> str:
+def put_into(text: str, table: str, name: str, first: str = START, last: str = END) -> str:
     """Return the text of a file with the table between its two marks.
 
     Args:
         name: of the file, for messages.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
+    before, start, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not start or not end:
-        raise InputError(f"{name}: has to hold the lines {START} and {END}, between which the table belongs")
-    return f"{before}{START}\n\n{table}\n\n{END}{after}"
+        raise InputError(f"{name}: has to hold the lines {first} and {last}, between which the table belongs")
+    return f"{before}{first}\n\n{table}\n\n{last}{after}"
 
 
 def _section(name: str, section: type) -> str:
@@ -71,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> ExitCode:
     parser.add_argument("--write", type=Path, metavar="FILE", help="replace what is between the two marks of this file")
     path = parser.parse_args(argv).write
     if path is None:
-        sys.stdout.write(options_table() + "\n")
+        sys.stdout.write(f"{options_table()}\n\n{findings_table()}\n")
     elif not path.is_file():
         raise InputError(f"--write {path}: there is no such file")
     else:
-        path.write_text(put_into(path.read_text(encoding="utf-8"), options_table(), str(path)), encoding="utf-8")
+        path.write_text(updated(path.read_text(encoding="utf-8"), str(path)), encoding="utf-8")
     return ExitCode.DONE
 
 

@@ -1,6 +1,7 @@
 """Every option acts: changing any field of the configuration changes what a run does, or is refused where it cannot act."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -45,6 +46,7 @@ START = {"model.weights": "start/checkpoint.pth", "data.dataset_dir": "learned"}
 EARLY_STOPPING = {"early_stopping.enabled": True}
 DROP = {"drop.drop_path": 0.5}
 WORKER = {"data.num_workers": 1}
+BAD_IMAGES = {"data.dataset_dir": "broken", "data.on_bad_image": "skip", "data.max_bad_images": 0.5}
 
 EFFECTS = {
     "model.variant": Effect(see.parameters, "nano"),
@@ -54,14 +56,14 @@ EFFECTS = {
     "model.group_detr": Effect(see.parameters, 3),
     "model.weights": Effect(see.first_weights, "start/checkpoint.pth"),
     "model.ema_weights": Effect(see.first_weights, True, START),
-    "model.resize_head": Effect(see.parameters, False, {**START, "model.resize_head": True, "model.num_classes": 3},
-                                refused="class head"),
+    "model.resize_head": Effect(see.parameters, False, {**START, "data.dataset_dir": "renamed", "model.resize_head": True},
+                                refused="only in"),
     "model.backbone_weights": Effect(see.first_weights, "dinov2.pth"),
     "model.freeze": Effect(see.learned, ("backbone.encoder",)),
     "model.gradient_checkpointing": Effect(see.block_calls, True),
 
     "data.dataset_dir": Effect(see.pixels, "learned"),
-    "data.format": Effect(see.pixels, "coco", refused="no data set found"),
+    "data.format": Effect(see.pixels, "yolo", refused="no data set found"),
     "data.batch_size": Effect(see.batch_shapes, 3),
     "data.eval_batch_size": Effect(see.batch_shapes, 1),
     "data.num_workers": Effect(see.workers, 2),
@@ -71,8 +73,14 @@ EFFECTS = {
     "data.label_map": Effect(see.labels, "coco"),
     "data.splits": Effect(see.pixels, {split: {"annotations": "valid/_annotations.coco.json", "images": "valid"}
                                        for split in ("train", "val")}),
-    "data.on_bad_image": Effect(see.pixels, "fail", {"data.dataset_dir": "broken", "data.on_bad_image": "skip"},
-                                refused=r"0\.png"),
+    "data.val_fraction": Effect(see.batch_shapes, 0.9, {"data.dataset_dir": "lone"}),
+    "data.allow_outside": Effect(see.pixels, False, {"data.dataset_dir": "outside", "data.allow_outside": True},
+                                 refused="leads out of the folder"),
+    "data.on_bad_image": Effect(see.pixels, "fail", BAD_IMAGES, refused=r"0\.png"),
+    "data.max_bad_images": Effect(see.pixels, 0.0, BAD_IMAGES, refused=r"data\.max_bad_images"),
+    "data.max_pixels": Effect(see.pixels, 1000, refused=r"data\.max_pixels"),
+    "data.white_level": Effect(see.pixels, 4095, {"data.dataset_dir": "deep"}),
+    "data.timeout_seconds": Effect(see.loader_timeout, 5.0, WORKER),
     "data.exif": Effect(see.pixels, "refuse", {"data.dataset_dir": "turned"}, refused=r"0\.png.*EXIF"),
     "data.cache": Effect(see.pixels_without_files, "none", {"data.cache": "ram"}, refused=r"train/\d\.png"),
     "data.prefetch_factor": Effect(see.batches_drawn_at_first, 3, WORKER),
@@ -171,7 +179,7 @@ EXEMPT: dict[str, str] = {}  # option -> why its effect cannot be shown here
 def workplace(tmp_path_factory, dataset_dir, finished_run) -> Path:
     """A folder with data sets, and weights to start from."""
     folder = tmp_path_factory.mktemp("workplace")
-    for name in ("data", "broken", "turned"):
+    for name in ("data", "broken", "turned", "outside", "deep"):
         for split, num_images in (("train", 6), ("valid", 3), ("test", 2)):
             write_split(folder / name / split, num_images)
     (folder / "broken" / "train" / "0.png").write_bytes(b"no picture")
@@ -179,6 +187,16 @@ def workplace(tmp_path_factory, dataset_dir, finished_run) -> Path:
     orientation[ExifTags.Base.Orientation] = 3
     picture = folder / "turned" / "train" / "0.png"
     Image.open(picture).save(picture, exif=orientation)
+    write_split(folder / "lone" / "images", 8)  # one file for all, beside the folder of the images
+    shutil.copytree(folder / "data", folder / "renamed")
+    for path in (folder / "renamed").rglob("*.json"):
+        path.write_text(path.read_text().replace('"dark"', '"dim"'))
+    (folder / "lone" / "images" / "_annotations.coco.json").rename(folder / "lone" / "annotations.json")
+    (folder / "outside" / "train" / "0.png").unlink()
+    outside = folder / "outside" / "train" / "_annotations.coco.json"
+    outside.write_text(outside.read_text().replace('"0.png"', '"../../data/train/0.png"'))
+    for path in (folder / "deep").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 64).save(path)
     (folder / "learned").symlink_to(dataset_dir)
     (folder / "start").symlink_to(finished_run)
     dinov2 = replace(VARIANTS["pico"], patch_size=14, resolution=518, positional_encoding_size=37)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from rfdetr.data import available_splits, detect_format, open_dataset, read_label_map
+from rfdetr.data import available_splits, detect_format, open_dataset
 from rfdetr.data.formats import read_split
 from rfdetr.datacheck import check_dataset
 from rfdetr.errors import InputError
@@ -88,7 +88,7 @@ def test_files_that_name_their_splits(write, layout, words):
         assert len(raw.file_names) == 12 and word in str(raw.source)
         assert all((raw.image_root / name).is_file() for name in raw.file_names)
         assert word in str(raw.image_root / raw.file_names[0])
-    assert read_label_map(folder).names == ["cat"]
+    assert open_dataset(folder, "val", image_size=(32, 32), training=False).label_map.names == ["cat"]
 
 
 def test_the_division_belongs_to_the_names(write):
