@@ -148,7 +148,7 @@ def test_many_names_are_cheap(write, monkeypatch):
     assert read_split(folder, "train").file_names[7] == "7.png" and not calls
 
 
-@pytest.mark.parametrize("line", ["images\\A.png", "/home/x/darknet/data/images/a.png", "data\\images\\a.png", "C:\\x\\images\\a.png"])
+@pytest.mark.parametrize("line", ["images\\A.png", "/home/x/data/images/a.png", "data\\images\\a.png", "C:\\x\\images\\a.png"])
 def test_lines_of_a_list_of_yolo(tmp_path, line):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
