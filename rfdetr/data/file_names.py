@@ -83,10 +83,12 @@ class NearNames:
 
     def __init__(self, root: str | os.PathLike) -> None:
         self.root = root
-        self.files = [os.path.relpath(path, root) for path in _walk(str(root))]
+        start = len(os.path.join(root, ""))
+        self.files = [path[start:] for path in _walk(os.path.join(root, ""))]
         self._by_base: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
         for file in self.files:
-            self._by_base[base_name(file)].append((_parts(file), file))
+            parts = _parts(file)
+            self._by_base["".join(parts[-1:])].append((parts, file))
         self._is_one_folder = len({os.path.dirname(file) for file in self.files}) == 1
 
     def find(self, name: str) -> list[str]:
@@ -183,8 +185,11 @@ def _parts(name: str) -> list[str]:
         name = name.partition("?d=")[2]
     elif "://" in name:
         name = name.partition("?")[0]
-    name = unicodedata.normalize("NFKC", unquote(name)).replace("\\", "/").casefold()
-    parts = ["".join(character for character in part if character.isprintable()).strip() for part in name.split("/")]
+    name = unquote(name) if "%" in name else name
+    name = (name if name.isascii() else unicodedata.normalize("NFKC", name)).replace("\\", "/").casefold()
+    if not name.isprintable():
+        name = "".join(character for character in name if character.isprintable())
+    parts = [part.strip() for part in name.split("/")]
     stem, dot, ending = parts[-1].rpartition(".")
     parts[-1] = stem.strip() + dot + ending
     return [part for part in parts if part not in ("", ".", "..")]
