@@ -56,7 +56,7 @@ def normalise(content: Any, origin: str) -> dict[str, Any]:
         "model": _clean(_find_weights(content, origin), origin),
         "ema_model": None if ema is None else _clean(ema, origin),
         "args": args,
-        "class_names": _class_names(content.get("class_names") or args.get("class_names"), origin),
+        "class_names": _class_names(content.get("class_names", args.get("class_names")), origin),
         "epoch": _epoch(content),
         "step": _whole_number(content.get("step"), content.get("global_step")),
         **{name: content.get(name, args.get(name)) for name in _DETAILS},
@@ -114,7 +114,7 @@ def _plain_args(content: dict[str, Any]) -> dict[str, Any]:
         args = content.get("hyper_parameters")
     if isinstance(args, tuple(_ALLOWED)):
         args = vars(args)
-    return dict(args) if isinstance(args, dict) else {}
+    return {name: value for name, value in args.items() if not isinstance(value, Tensor)} if isinstance(args, dict) else {}
 
 
 def _class_names(names: Any, origin: str) -> dict[int, str] | None:
