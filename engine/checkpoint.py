@@ -130,7 +130,7 @@ def _check_archive(path: Path) -> None:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
             sum(entry.file_size for entry in entries) > found.st_size
         ):
-            raise CheckpointError(f"{path}: damaged, or not written by torch.save (its records are packed, or larger than itself)")
+            raise CheckpointError(f"{path}: damaged, or not written by torch.save (its records are packed or larger than itself)")
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of its record {damaged!r} is wrong")

@@ -61,7 +61,8 @@ def fitted_state(optimizer: Optimizer, names: Sequence[str], saved: Mapping[str,
     _check_moments(optimizer, moments)
     without = [name for name in names if name not in places]
     if without:
-        logger.warning("the optimizer starts anew for %d parameters that were not trained before: %s ...", len(without), without[0])
+        logger.warning("the optimizer starts anew for %d parameters that were not trained before: %s ...", len(without),
+                       without[0])
     return {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
 
 

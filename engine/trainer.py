@@ -220,7 +220,7 @@ class Trainer:
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         then, now = state.get("optimizer_class"), type(self.optimizer).__name__
         if then not in (None, now):
-            raise ValueError(f"the optimizer is {now}, and {then} in the checkpoint, whose moments it cannot use; go on with {then}")
+            raise ValueError(f"the optimizer is {now} now and was {then}, whose moments it cannot use; go on with {then}")
         if state.get("plan") == self._plan and state["step"] == self.step:
             self._parallel.load_optimizer_state(self.optimizer, state["optimizer"])
             if self.lr_scheduler:
