@@ -105,5 +105,10 @@ def check_empty(folder: Path) -> None:
                          "go on with it by --resume auto, replace it by --overwrite, or choose another folder")
 
 
+def has_only_begun(folder: Path) -> bool:
+    """Tell whether all that a folder holds of a run is from before its first save."""
+    return not any(path.name == RESULTS or path.suffix == ".pth" for path in _outputs(folder))
+
+
 def _outputs(folder: Path) -> list[Path]:
     return sorted(path for pattern in OUTPUTS for path in folder.glob(pattern))
