@@ -135,7 +135,7 @@ class BestCheckpointHook(Hook):
         content = {**self.payload(trainer.eval_models[name]), "epoch": trainer.epoch, "metrics": dict(metrics)}
         self._unsaved.pop(name, None)
         if not try_saving(content, _best_path(trainer, name)):
-            self._unsaved[name] = to_host(content)
+            self._unsaved[name], _ = to_host(content)
 
     def _try_again(self, trainer: Trainer) -> None:
         for name in list(self._unsaved):

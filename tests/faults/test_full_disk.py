@@ -145,7 +145,7 @@ def test_an_error_that_is_not_the_disks_ends_the_run(tmp_path):
 
 def test_a_copy_keeps_what_a_modules_state_knows(tmp_path):
     state = torch.nn.BatchNorm1d(2).state_dict()
-    assert to_host(state)._metadata == state._metadata
+    assert to_host(state)[0]._metadata == state._metadata
 
 
 # --- an error of the data ---

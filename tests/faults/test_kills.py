@@ -90,7 +90,7 @@ def test_killed_at_random_moments(data, straight, tmp_path, workers):
     for number in range(int(os.environ.get("RFDETR_KILLS", "12"))):
         generator = random.Random(number)
         folder = tmp_path / str(number)
-        run = small.config(data, folder, **{"data.num_workers": workers, "data.persistent_workers": workers > 0})
+        run = small.config(data, folder, **{"data.num_workers": workers})
         for _ in range(20):
             if small.run_in_child(run, partial(die_after, generator.uniform(0.3, 8)), resume="auto") == 0:
                 break
