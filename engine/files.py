@@ -31,10 +31,24 @@ def replacing(path: str | os.PathLike, *, before_rename: Callable[[], None] | No
 
 
 def sweep_leftovers(path: str | os.PathLike) -> None:
-    """Remove what processes that were killed while they replaced `path` have left; only where nobody else may be writing it."""
+    """Remove what processes that were killed while they replaced `path` have left; those of processes that live stay."""
     path = Path(path)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        owner = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+        if not owner.isdecimal() or int(owner) == os.getpid() or not _is_alive(int(owner)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(process_id: int) -> bool:
+    if os.name != "posix":  # to ask would end it there
+        return False
+    try:
+        os.kill(process_id, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sync_file(path: Path) -> None:

@@ -19,6 +19,7 @@ from engine.loss import total_loss, window_normalizer
 from engine.parallel import spread
 from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
 from engine.randomness import rng_state, set_rng_state
+from engine.settings import fitted_state, go_to_step, parameter_names, plan_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ class Trainer:
         self.stop_reason: str | None = None
         self.interrupted = False  # stopped from outside, with work left to do
         self._batches = BatchStream(train_loader, self.device)
+        self._parameter_names = parameter_names(self.unwrapped_model, optimizer)
+        self._plan = plan_of(optimizer, self._parameter_names, lr_scheduler)
         self._bad_steps = BadStepCounter(self.device, max_bad_steps)
         self._loaded_rng: dict[str, Any] | None = None
         self._publishing = False
@@ -169,15 +172,21 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs. Collective: every rank must call it, every rank gets the whole."""
+        self._bad_steps.flush()
         return {
             "model": self._parallel.state_dict(),
             "optimizer": self._parallel.optimizer_state(self.optimizer),
+            "optimizer_class": type(self.optimizer).__name__,
+            "parameter_names": self._parameter_names,
+            "plan": self._plan,
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "epoch_step": self.epoch_step,
             "samples_per_step": self._samples_per_step(),
+            "steps_per_epoch": self.steps_per_epoch,
+            "bad_steps": {"total": self._bad_steps.total, "in_a_row": self._bad_steps.in_a_row},
             "hooks": {hook.name: hook.state_dict() for hook in self.hooks},
             "rng": gather_objects(self._loaded_rng or rng_state(self.device)),  # loaded ones are in force later
         }
@@ -185,16 +194,20 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; call it before `train`.
 
-        The number of ranks, batch size and epochs may differ from the saved run's: the data go on at the same sample of the
-        epoch, rounded down to a whole step.
+        Settings are this trainer's own: learning rates, decays, schedule and the like act from the next step on. Unchanged ones
+        go on bit for bit. The number of ranks, batch size, images and epochs may differ from the saved run's too: the data go on
+        at the same sample of the epoch, rounded down to a whole step.
+
+        Raises:
+            ValueError: the optimizer is of another class, or its settings need moments that were not saved.
         """
         self._parallel.load_state_dict(state["model"])
-        self._parallel.load_optimizer_state(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty, if there was none
+            self.scaler.load_state_dict(state["scaler"])
         self._load_position(state)
-        if self.lr_scheduler and state["lr_scheduler"]:
-            moved = {} if self.step == state["step"] else {"last_epoch": self.step}
-            self.lr_scheduler.load_state_dict({**state["lr_scheduler"], **moved})
+        self._load_optimizer(state)
+        skipped = state.get("bad_steps", {"total": 0, "in_a_row": 0})
+        self._bad_steps.total, self._bad_steps.in_a_row = skipped["total"], skipped["in_a_row"]
         for hook in self.hooks:
             if hook.name in state["hooks"]:
                 hook.load_state_dict(state["hooks"][hook.name])
@@ -204,13 +217,32 @@ class Trainer:
         if rank() < len(state["rng"]):
             self._loaded_rng = state["rng"][rank()]
 
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        then, now = state.get("optimizer_class"), type(self.optimizer).__name__
+        if then not in (None, now):
+            raise ValueError(f"the optimizer is {now} now and was {then}, whose moments it cannot use; go on with {then}")
+        if state.get("plan") == self._plan and state["step"] == self.step:
+            self._parallel.load_optimizer_state(self.optimizer, state["optimizer"])
+            if self.lr_scheduler:
+                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            return
+        names = self._parameter_names
+        fitted = fitted_state(self.optimizer, names, state["optimizer"], state.get("parameter_names"))
+        self._parallel.load_optimizer_state(self.optimizer, fitted)
+        if self.lr_scheduler:
+            go_to_step(self.lr_scheduler, self.step)
+
     def _load_position(self, state: dict[str, Any]) -> None:
         self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
-        now, then = self._samples_per_step(), state["samples_per_step"]
-        if now and then and now != then:
-            self.epoch_step = min(self.epoch_step * then // now, self.steps_per_epoch - 1)
-            self.step = self.epoch * self.steps_per_epoch + self.epoch_step
-            logger.warning("a step had %d images and has %d now: going on at epoch %d, step %d", then, now, self.epoch, self.step)
+        now, then = (self._samples_per_step(), self.steps_per_epoch), (state["samples_per_step"], state.get("steps_per_epoch"))
+        then = (then[0], then[1] or max(now[1], self.epoch_step))
+        if now == then:
+            return
+        factor = (then[0], now[0]) if now[0] and then[0] else (now[1], then[1])  # the same sample, or share of the epoch
+        self.epoch_step = min(self.epoch_step * factor[0] // factor[1], self.steps_per_epoch - 1)
+        self.step = self.epoch * self.steps_per_epoch + self.epoch_step
+        logger.warning("an epoch had %d steps of %s images, and has %d of %s now: going on at epoch %d, step %d", then[1],
+                       then[0] or "some", now[1], now[0] or "some", self.epoch, self.step)
 
     def _samples_per_step(self) -> int | None:
         per_batch = samples_per_batch(self.train_loader)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from engine.checkpoint import save_checkpoint
+from engine.background import to_host, try_saving
+from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.distributed import barrier, is_main_process
 from engine.files import replacing, sweep_leftovers
 from engine.hook import Hook
@@ -32,11 +33,17 @@ class BestCheckpointHook(Hook):
 
     At the end ``checkpoint_best_total.pth`` is a copy of the better one; the EMA's only if its metric is strictly greater.
 
+    A resumed run goes on from the best values of its checkpoint where they are those of the same metric, and their files are
+    there. A file that cannot be written is kept in memory, and tried again after each epoch.
+
     Args:
         payload: turns a model into what a file holds beside ``epoch`` (finished epochs) and ``metrics``; at least
             ``model`` and ``args``.
         monitor_regular, monitor_ema: the metric of each model; more is better, values that are not finite are never best.
         skip_first_epochs: evaluations after so many epochs from the start do not count.
+
+    Attributes:
+        save_failed: whether best weights are not on the disk.
     """
 
     writes = ("checkpoint_best_regular.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth")
@@ -54,6 +61,19 @@ class BestCheckpointHook(Hook):
         self.monitors = {"regular": monitor_regular, "ema": monitor_ema}
         self.best = dict.fromkeys(self.monitors, -math.inf)
         self._has_warned = False
+        self._is_resumed = False
+        self._unsaved: dict[str, dict[str, Any]] = {}  # content of files that could not be written
+        self._lacks_total = False
+
+    @property
+    def save_failed(self) -> bool:
+        return bool(self._unsaved) or self._lacks_total
+
+    def before_train(self, trainer: Trainer) -> None:
+        if self._is_resumed and is_main_process():
+            for name in self.best:
+                self._check_file(trainer, name)
+        self._is_resumed = False
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if not self._has_warned and not metrics.keys() & set(self.monitors.values()):
@@ -68,26 +88,70 @@ class BestCheckpointHook(Hook):
                 if is_main_process():
                     self._save(trainer, name, metrics)
 
+    def after_epoch(self, trainer: Trainer) -> None:
+        self._try_again(trainer)
+
     def after_train(self, trainer: Trainer) -> None:
         if is_main_process():
+            self._try_again(trainer)
             written = [name for name in ("regular", "ema") if self.best[name] > -math.inf and _best_path(trainer, name).exists()]
             if written:
                 winner = max(written, key=self.best.get)  # the first of equal ones: the regular
-                sweep_leftovers(_best_path(trainer, "total"))
-                with replacing(_best_path(trainer, "total")) as temporary:
-                    shutil.copyfile(_best_path(trainer, winner), temporary)
+                self._copy_to_total(trainer, winner)
                 logger.info("best weights: %s, %s %.4f", winner, self.monitors[winner], self.best[winner])
         barrier()  # whatever comes next may read the file on any rank
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": dict(self.best)}
+        best = {name: -math.inf if name in self._unsaved else value for name, value in self.best.items()}
+        return {"best": best, "monitors": dict(self.monitors)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = {name: state["best"].get(name, -math.inf) for name in self.monitors}
+        then = state.get("monitors", self.monitors)
+        for name, monitor in self.monitors.items():
+            value = state["best"].get(name, -math.inf)
+            if then.get(name, monitor) != monitor and value > -math.inf:
+                logger.warning("best checkpoint: %.4f was the best %s, and says nothing of %s", value, then[name], monitor)
+                value = -math.inf
+            self.best[name] = value
+        self._is_resumed = True
+
+    def _check_file(self, trainer: Trainer, name: str) -> None:
+        """Forget a best value whose weights are not there; those of a later evaluation than the state's come up again."""
+        path, best, problem = _best_path(trainer, name), self.best[name], None
+        if best == -math.inf:
+            return
+        try:
+            found = load_checkpoint(path).get("metrics", {}).get(self.monitors[name], -math.inf)
+            if found < best:
+                problem = f"{path}: holds weights of {self.monitors[name]} {found:.4f}"
+        except CheckpointError as error:
+            problem = str(error)
+        if problem is not None:
+            logger.warning("%s; the best of this run, %.4f, is not there any more, and the next evaluation is its first", problem,
+                           best)
+            self.best[name] = -math.inf
 
     def _save(self, trainer: Trainer, name: str, metrics: dict[str, float]) -> None:
         content = {**self.payload(trainer.eval_models[name]), "epoch": trainer.epoch, "metrics": dict(metrics)}
-        save_checkpoint(content, _best_path(trainer, name))
+        self._unsaved.pop(name, None)
+        if not try_saving(content, _best_path(trainer, name)):
+            self._unsaved[name], _ = to_host(content)
+
+    def _try_again(self, trainer: Trainer) -> None:
+        for name in list(self._unsaved):
+            if try_saving(self._unsaved[name], _best_path(trainer, name)):
+                del self._unsaved[name]
+
+    def _copy_to_total(self, trainer: Trainer, winner: str) -> None:
+        total = _best_path(trainer, "total")
+        try:
+            sweep_leftovers(total)
+            with replacing(total) as temporary:
+                shutil.copyfile(_best_path(trainer, winner), temporary)
+        except OSError as error:
+            logger.warning("%s could not be written (%s); %s holds the same weights", total, error.strerror or error,
+                           _best_path(trainer, winner).name)
+            self._lacks_total = True
 
 
 def _best_path(trainer: Trainer, name: str) -> Path:

@@ -19,7 +19,8 @@ class EarlyStopHook(Hook):
     """Stop after `patience` evaluations in a row that are not better than the best by more than `min_delta`.
 
     What counts is the larger finite one of the regular and the EMA metric; with `use_ema` the EMA metric, and the regular one
-    only where that is missing. An evaluation with neither does not count.
+    only where that is missing. An evaluation with neither does not count. A resumed run decides again about the last evaluation,
+    by its own settings: one that was stopped stays so, and one with more patience goes on.
 
     Args:
         check_finite: stop at once when the value is not finite; otherwise it counts as not better.
@@ -59,7 +60,14 @@ class EarlyStopHook(Hook):
         self.found_non_finite = False
         self.best = -math.inf
         self.num_bad = 0  # evaluations since the best
+        self._last: float | None = None  # value that was looked at last
+        self._is_resumed = False
         self._has_warned = False
+
+    def before_train(self, trainer: Trainer) -> None:
+        if self._is_resumed and self._last is not None:
+            self._stop(trainer, self._stop_at_once(self._last) or self._out_of_patience())
+        self._is_resumed = False
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if 0 < trainer.epoch <= self.skip_first_epochs:
@@ -72,16 +80,27 @@ class EarlyStopHook(Hook):
                 warn_of_missing("early stopping", (self.monitor_regular, self.monitor_ema), metrics)
                 self._has_warned = True
             return
-        reason = self._stop_at_once(value) or self._stop_for_patience(value)
+        self._last = float(value)
+        self._stop(trainer, self._stop_at_once(value) or self._stop_for_patience(value))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "num_bad": self.num_bad, "last": self._last, "follows": self._follows()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("follows", self._follows()) != self._follows():
+            logger.warning("early stopping: it followed %s and follows %s now, which it sees for the first time",
+                           *(" and ".join(names) for names in (state["follows"], self._follows())))
+            return
+        self.best, self.num_bad, self._last = state["best"], state["num_bad"], state.get("last")
+        self._is_resumed = True
+
+    def _follows(self) -> list[str]:
+        return [self.monitor_ema] if self.use_ema else [self.monitor_regular, self.monitor_ema]
+
+    def _stop(self, trainer: Trainer, reason: str | None) -> None:
         if reason:
             self._say("the run stops here, %s", reason.removeprefix("early stop: "))
             trainer.stop(reason)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "num_bad": self.num_bad}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.num_bad = state["best"], state["num_bad"]
 
     def _effective(self, metrics: dict[str, float]) -> float | None:
         if self.use_ema and self.monitor_ema in metrics:
@@ -107,6 +126,9 @@ class EarlyStopHook(Hook):
         self.num_bad += 1
         self._say("%.4f, the best is %.4f; %d of %d evaluations in a row without a better one", value, self.best, self.num_bad,
                   self.patience)
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> str | None:
         if self.num_bad < self.patience:
             return None
         return f"early stop: {self.num_bad} evaluations in a row were not better than {self.best:.4f}"

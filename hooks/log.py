@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from hooks.writers import Writer
 
 logger = logging.getLogger(__name__)
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_MAX_MISSED = 10_000  # lines that are kept for a writer that fails
 
 
 class RunningMeans:
@@ -87,21 +91,28 @@ class LogHook(Hook):
     once there are any. Only the main process writes.
 
     Args:
-        writers: see `hooks.writers.Writer`. One that fails is reported and dropped; training goes on.
+        writers: see `hooks.writers.Writer`. One that fails is reported and dropped, and training goes on; one for which the disk
+            is full or read-only is given what it has missed with the next line.
     """
 
     def __init__(self, writers: Sequence[Writer], *, every_steps: int = 50) -> None:
         if every_steps < 1:
             raise ValueError(f"LogHook: every_steps={every_steps}; it must be 1 or more")
         self.writers = list(writers)
+        self._missed: dict[int, list[Callable[[Writer], None]]] = {}  # by the writer's place in the list: what it has to do yet
+        self._lines: list[tuple[dict[str, float], int, int]] = []  # written at the step of the last line
+        self._loaded: tuple[int, list] | None = None  # step of the checkpoint, and what was written at it
         self.every_steps = every_steps
         self._means = RunningMeans()
         self._clock = _Clock()
         self._num_images, self._data_seconds = 0, 0.0  # the trainer's at the start of the period
         self._lr = math.nan
+        self._step = 0
 
     def before_train(self, trainer: Trainer) -> None:
-        self._each_writer(lambda writer: writer.rewind(trainer.step) if hasattr(writer, "rewind") else None)
+        step, lines = self._loaded or (trainer.step, None)
+        self._each_writer(lambda writer: writer.rewind(step, lines) if hasattr(writer, "rewind") else None)
+        self._step, self._loaded = trainer.step, None
         self._start_period(trainer)
 
     def before_epoch(self, trainer: Trainer) -> None:
@@ -111,6 +122,7 @@ class LogHook(Hook):
         self._lr = trainer.optimizer.param_groups[0]["lr"]  # after the step, the scheduler has put in the next one
 
     def after_step(self, trainer: Trainer) -> None:
+        self._step = trainer.step
         self._means.add({**trainer.losses, "grad_norm": trainer.grad_norm})
         if self.every_steps < trainer.steps_per_epoch:
             is_due = trainer.step % self.every_steps == 0
@@ -131,12 +143,19 @@ class LogHook(Hook):
 
     def close(self) -> None:
         self._each_writer(lambda writer: writer.close())
+        for writer in self.writers:
+            if self._missed.pop(id(writer), None):
+                logger.warning("%s: there was no room for its last lines, they are lost", type(writer).__name__)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"means": self._means.state_dict()}
+        lines = [list(line) for line in self._lines if line[1] == self._step]
+        return {"means": self._means.state_dict(), "step": self._step, "lines": lines}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._means.load_state_dict(state["means"])
+        if "lines" in state:
+            self._loaded = state["step"], state["lines"]
+            self._lines = [tuple(line) for line in state["lines"]]
 
     def _log(self, trainer: Trainer) -> None:
         means = self._means.compute()  # collective
@@ -157,12 +176,26 @@ class LogHook(Hook):
         self._clock.restart()
 
     def _write(self, trainer: Trainer, scalars: dict[str, float]) -> None:
-        self._each_writer(lambda writer: writer.write(scalars, trainer.step, trainer.epoch))
+        line = (dict(scalars), trainer.step, trainer.epoch)
+        self._lines = [*(other for other in self._lines if other[1] == trainer.step), line]
+        self._each_writer(lambda writer: writer.write(*line))
 
     def _each_writer(self, use: Callable[[Writer], None]) -> None:
+        """Let each writer do this, after what it has missed."""
         for writer in list(self.writers) if is_main_process() else []:
+            missed = self._missed.setdefault(id(writer), [])
+            missed.append(use)
+            num_missed = len(missed) - 1
             try:
-                use(writer)
-            except Exception:  # a full disk or a lost connection of a logger must not end the training
-                logger.warning("%s failed and is not used any more", type(writer).__name__, exc_info=True)
-                self.writers.remove(writer)
+                while missed:
+                    missed[0](writer)
+                    del missed[0]
+                if num_missed:
+                    logger.info("%s works again, with all that it has missed", type(writer).__name__)
+            except Exception as error:  # neither a full disk nor the lost connection of a logger must end the training
+                if getattr(error, "errno", None) not in _DISK_ERRORS:
+                    logger.warning("%s failed and is not used any more", type(writer).__name__, exc_info=True)
+                    self.writers.remove(writer)
+                elif num_missed == 0:
+                    logger.warning("%s failed (%s); it is tried again with each further line", type(writer).__name__, error)
+                del missed[_MAX_MISSED:]

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hooks.writers import Lines
+
 _AT_ONCE = 100  # values of a request to MLflow; it refuses more than 100 parameters and more than 1000 metrics
 
 
@@ -31,7 +33,7 @@ class WandbWriter:
         self.folder, self.project, self.settings = Path(folder), project, dict(settings or {})
         self.run: Any = None  # started by `rewind` or the first write: a run that does not get there leaves nothing behind
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, lines: Lines | None = None) -> None:
         # what was written after `step` cannot be taken back; W&B keeps it and ignores the same steps when they come again
         self._start(_read_id(self.folder / "wandb_run_id.txt") if step else None)
 
@@ -70,7 +72,7 @@ class MlflowWriter:
         self.client: Any = None
         self.run_id = ""
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, lines: Lines | None = None) -> None:
         # what was written after `step` cannot be taken back: those steps are there twice afterwards
         self._start(_read_id(self.folder / "mlflow_run_id.txt") if step else None)
 

@@ -1,26 +1,32 @@
 """Where scalars go: console, JSON lines, CSV, TensorBoard. A writer is anything with `write` and `close`."""
 
 import csv
+import errno
 import io
 import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol
 
 logger = logging.getLogger(__name__)
+
+
+Lines = Sequence[tuple[dict[str, float], int, int]]
 
 
 class Writer(Protocol):
     """Take scalars under their tag names (``train/loss``, ``val/mAP_50_95``) at a step of an epoch.
 
-    ``rewind(step)`` comes once, before the first write: what an earlier run wrote after `step` did not happen, since this
-    one goes on from there (0: a fresh run).
+    ``rewind(step, lines)`` comes once, before the first write: what an earlier run wrote after `step` did not happen, since this
+    one goes on from there (0: a fresh run). `lines`, the arguments of `write`, are all that was written at `step` itself; None
+    leaves it as it is.
     """
 
-    def rewind(self, step: int) -> None: ...
+    def rewind(self, step: int, lines: Lines | None = None) -> None: ...
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None: ...
 
@@ -30,7 +36,7 @@ class Writer(Protocol):
 class ConsoleWriter:
     """One readable log line a call; per-class values and per-layer losses are left to the files."""
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, lines: Lines | None = None) -> None:
         pass
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
@@ -53,23 +59,31 @@ class JsonlWriter:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self.file: TextIO | None = None  # opened by the first write: a run that does not get there leaves nothing behind
+        self.file: BinaryIO | None = None  # opened by the first write: a run that does not get there leaves nothing behind
 
-    def rewind(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        self.close()
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step] if step else []
-        _write_text(self.path, "".join(f"{line}\n" for line in kept))
+    def rewind(self, step: int, lines: Lines | None = None) -> None:
+        if self.path.exists():
+            self.close()
+            last = step if lines is None else step - 1
+            found = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            _write_text(self.path, "".join(f"{line}\n" for line in found if _step_of(line) <= last and step))
+        for line in lines or ():
+            self.write(*line)
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a", encoding="utf-8")
+            self.file = open(self.path, "ab", buffering=0)
         # JSON has no NaN: a missing value is null there
         values = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
-        self.file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
-        self.file.flush()
+        line = (json.dumps({"step": step, "epoch": epoch, **values}) + "\n").encode()
+        end = self.file.seek(0, os.SEEK_END)
+        try:
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, "no room for a whole line")
+        except OSError:
+            self.file.truncate(end)
+            raise
 
     def close(self) -> None:
         if self.file is not None:
@@ -89,11 +103,21 @@ class CsvWriter:
         self.columns: list[str] | None = None  # of the file; not looked at yet
         self.last_step = ""  # as it stands in the last row
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, lines: Lines | None = None) -> None:
+        last = step if lines is None else step - 1
         if self.path.exists():
-            self._replace([row for row in self._read() if int(row["step"]) <= step] if step else [])
+            self._replace([row for row in self._read() if int(row["step"]) <= last] if step else [])
+        for line in lines or ():
+            self.write(*line)
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        try:
+            self._add(scalars, step, epoch)
+        except OSError:
+            self.columns = None  # of a row that may stand there by half
+            raise
+
+    def _add(self, scalars: dict[str, float], step: int, epoch: int) -> None:
         row = {"step": str(step), "epoch": str(epoch), **{tag: repr(float(value)) for tag, value in scalars.items()}}
         if self.columns is None:
             self._replace(self._read())
@@ -136,14 +160,20 @@ class TensorBoardWriter:
         self.make_writer = partial(SummaryWriter, str(folder))
         self.writer: Any = None
 
-    def rewind(self, step: int) -> None:
-        self.writer = self.make_writer(purge_step=step + 1)
+    def rewind(self, step: int, lines: Lines | None = None) -> None:
+        self.writer = self.make_writer(purge_step=step + 1 if lines is None else step)
+        for line in lines or ():
+            self.write(*line)
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
         self.writer = self.writer or self.make_writer()
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, value, step)
-        self.writer.add_scalar("epoch", epoch, step)
+        try:
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, step)
+            self.writer.add_scalar("epoch", epoch, step)
+        except OSError:
+            self.writer = None  # its thread has ended; the next line gets a file of its own
+            raise
 
     def close(self) -> None:
         if self.writer:

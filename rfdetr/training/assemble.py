@@ -63,7 +63,7 @@ def build_trainer(
     """
     wishes = check_before_data(config, hooks)
     device = choose_device(config)
-    start = read_start(config.model) if model is None else None
+    start = read_start(config.model) if model is None and not resumed else None  # a resumed run has its weights
     seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
     set_deterministic(config.train.deterministic)
 

@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     INTERRUPTED = 3
     NON_FINITE = 4
+    SAVE_FAILED = 5  # the run went to its end, but its last state is not on the disk
 
 
 def run_tool(main: Callable[[], ExitCode]) -> None:

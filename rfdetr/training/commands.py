@@ -34,7 +34,8 @@ from rfdetr.weights import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-STATUS_CODES = {"done": ExitCode.DONE, "interrupted": ExitCode.INTERRUPTED, "non_finite": ExitCode.NON_FINITE}
+STATUS_CODES = {"done": ExitCode.DONE, "interrupted": ExitCode.INTERRUPTED, "non_finite": ExitCode.NON_FINITE,
+                "save_failed": ExitCode.SAVE_FAILED}
 CHECKPOINT_FLAGS = ("--checkpoint", "--ckpt_path")
 
 

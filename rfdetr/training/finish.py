@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from engine import Hook, Trainer
-from engine.distributed import is_main_process
+from engine.distributed import gather_objects, is_main_process
 from engine.hook import evaluation_listener
 from hooks import EarlyStopHook
 from rfdetr.config import ModelConfig
@@ -23,7 +23,8 @@ class FinishHook(Hook):
 
     Attributes:
         results: what results.json holds: `epochs`, `steps`, `stop_reason`, `best` (its epoch and metrics), `test` (metrics), and
-            `status`: "done", "interrupted" (nothing else was done then) or "non_finite".
+            `status`: "done", "interrupted" (nothing else was done then), "non_finite", or "save_failed" where the last save or
+            results.json itself could not be written.
     """
 
     def __init__(self, config: RunConfig, architecture: ModelConfig, label_map: LabelMap) -> None:
@@ -34,7 +35,8 @@ class FinishHook(Hook):
         self.results = {"status": _status(trainer), "epochs": trainer.epoch, "steps": trainer.step,
                         "stop_reason": trainer.stop_reason}
         if trainer.interrupted:
-            logger.info("stopped (%s) with a valid checkpoint; go on with --resume auto", trainer.stop_reason)
+            what = "without" if self.results["status"] == "save_failed" else "with"
+            logger.info("stopped (%s) %s a valid checkpoint of this step; go on with --resume auto", trainer.stop_reason, what)
             return
         model = trainer.eval_models["regular"]
         best = trainer.output_dir / "checkpoint_best_total.pth"
@@ -48,11 +50,22 @@ class FinishHook(Hook):
                                         after_batch=evaluation_listener(trainer, "test"))
             self.results["test"] = finite_or_none(metrics)
         if is_main_process():
+            self._write_results(trainer)
+
+    def _write_results(self, trainer: Trainer) -> None:
+        try:
             write_json(trainer.output_dir / RESULTS, self.results)
+        except OSError as error:
+            self.results["status"] = "save_failed"
+            logger.warning("%s could not be written (%s)", trainer.output_dir / RESULTS, error.strerror or error)
+        else:
             logger.info("done after %d epochs; everything is in %s", trainer.epoch, trainer.output_dir)
 
 
 def _status(trainer: Trainer) -> str:
+    """Say how the run ended. Collective: only one process knows whether files were written."""
+    if any(gather_objects(any(getattr(hook, "save_failed", False) for hook in trainer.hooks))):
+        return "save_failed"
     if trainer.interrupted:
         return "interrupted"
     non_finite = any(isinstance(hook, EarlyStopHook) and hook.found_non_finite for hook in trainer.hooks)

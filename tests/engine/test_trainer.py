@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from toy import StopAt, ToyModel, make_trainer, weights
+from toy import StopAt, ToyLoader, ToyModel, ToySampler, make_trainer, weights
 
-from engine import Hook, load_checkpoint, save_checkpoint
+from engine import Hook, Trainer, load_checkpoint, save_checkpoint
 
 
 def test_accumulation_over_a_window_equals_a_big_batch(tmp_path):
@@ -251,3 +251,72 @@ def test_a_loader_whose_targets_do_not_fit_is_named(tmp_path):
     trainer.train_loader._batches = lambda: iter([batch] * 6)
     with pytest.raises(ValueError, match=r"the train loader: image \d+ has 2 boxes and 1 labels"):
         trainer.train()
+
+
+class Plain:
+    """A loader that knows nothing but its length."""
+
+    def __init__(self, num_batches: int) -> None:
+        self.batches = list(ToyLoader(ToySampler(4 * num_batches, 4)))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("num_batches, grad_accum_steps, place", [
+    (8, 1, (1, 5)), (6, 1, (1, 3)), (4, 1, (1, 2)), (1, 1, (1, 0)), (8, 2, (1, 2)), (8, 8, (1, 0)), (16, 1, (1, 10)),
+])
+def test_a_loader_that_knows_no_samples_goes_on_at_its_share_of_the_epoch(tmp_path, num_batches, grad_accum_steps, place):
+    """It stopped after 5 of 8 steps of the second epoch."""
+    def plain(**arguments):
+        toy = make_trainer(tmp_path)
+        return Trainer(toy.unwrapped_model, toy.criterion, toy.optimizer, max_epochs=3, device="cpu", **arguments)
+
+    first = plain(train_loader=Plain(8), hooks=[StopAt(13)])
+    first.train()
+    second = plain(train_loader=Plain(num_batches), grad_accum_steps=grad_accum_steps)
+    second.load_state_dict(first.state_dict())
+    assert (second.epoch, second.epoch_step) == place
+    second.train()
+    assert (second.epoch, second.step) == (3, second.max_steps)
+
+
+def test_what_changed_the_rates_in_the_run_goes_on_with_unchanged_settings(tmp_path):
+    class Lowers(Hook):
+        def before_epoch(self, trainer) -> None:
+            if trainer.epoch == 1:
+                trainer.optimizer.param_groups[0]["betas"] = (0.5, 0.5)
+
+    first = make_trainer(tmp_path, hooks=[Lowers(), StopAt(8)])
+    first.train()
+    again = make_trainer(tmp_path)
+    again.load_state_dict(first.state_dict())
+    assert again.optimizer.param_groups[0]["betas"] == (0.5, 0.5)
+
+
+def test_skipped_updates_are_counted_over_a_resume(tmp_path):
+    class Poison(Hook):
+        def before_optimizer_step(self, trainer) -> None:
+            if trainer.step in (2, 6, 7):
+                next(trainer.model.parameters()).grad.fill_(float("nan"))
+
+    first = make_trainer(tmp_path, hooks=[Poison(), StopAt(7)])
+    first.train()
+    again = make_trainer(tmp_path, hooks=[Poison()], max_bad_steps=2)
+    again.load_state_dict(first.state_dict())
+    assert again.bad_steps == 2
+    with pytest.raises(FloatingPointError, match="2 updates in a row"):
+        again.train()
+
+
+def test_a_loss_scaler_may_come_and_go(tmp_path):
+    with_one, without = make_trainer(tmp_path), make_trainer(tmp_path)
+    vars(with_one)["scaler"] = torch.amp.GradScaler("cpu")
+    states = with_one.state_dict(), without.state_dict()
+    assert states[0]["scaler"] and not states[1]["scaler"]
+    without.load_state_dict(states[0])
+    with_one.load_state_dict(states[1])
+    assert with_one.state_dict()["scaler"] == states[0]["scaler"]

@@ -127,3 +127,32 @@ def test_its_files_and_those_of_the_saver_belong_to_one_hook(tmp_path):
         make_trainer(tmp_path, hooks=[BestCheckpointHook(), Rival()])
     with pytest.raises(ValueError, match="CheckpointHook and Copycat .*checkpoint.pth"):
         make_trainer(tmp_path, hooks=[CheckpointHook(), Copycat()])
+
+
+def test_the_best_of_another_metric_does_not_count(tmp_path, caplog):
+    hook, trainer = BestCheckpointHook(), started(tmp_path, with_ema=False)
+    evaluated(trainer, hook, 0.9, None)
+    resumed = BestCheckpointHook(monitor_regular="val/F1", monitor_ema="val/ema_F1")
+    resumed.load_state_dict(through_a_file(hook.state_dict()))
+    assert resumed.best["regular"] == -math.inf and "says nothing of val/F1" in caplog.text
+    same = BestCheckpointHook()
+    same.load_state_dict(through_a_file(hook.state_dict()))
+    same.before_train(trainer)
+    assert same.best["regular"] == 0.9
+
+
+@pytest.mark.parametrize("left", ["missing", "damaged", "worse", "later"])
+def test_a_best_value_needs_its_file(tmp_path, caplog, left):
+    hook, trainer = BestCheckpointHook(), started(tmp_path, with_ema=False)
+    evaluated(trainer, hook, 0.5, None)
+    state, path = through_a_file(hook.state_dict()), tmp_path / "checkpoint_best_regular.pth"
+    if left == "later":  # the run was killed before the checkpoint that knows of it
+        evaluated(trainer, hook, 0.6, None)
+    elif left == "worse":
+        torch.save({**load_checkpoint(path), "metrics": {REGULAR: 0.1}}, path)
+    else:
+        path.write_bytes(b"half") if left == "damaged" else path.unlink()
+    resumed = BestCheckpointHook()
+    resumed.load_state_dict(state)
+    resumed.before_train(trainer)
+    assert (resumed.best["regular"] == 0.5) == (left == "later") == ("not there any more" not in caplog.text)

@@ -99,3 +99,23 @@ def test_what_is_not_finite_is_remembered(value, found):
     for _ in range(2):
         hook.after_eval(trainer, {REGULAR: value})
     assert trainer.stop_reason and hook.found_non_finite == found
+
+
+@pytest.mark.parametrize(("values", "then", "now", "stops_again"), [
+    ([0.5, 0.4, 0.4], {"patience": 2}, {"patience": 2}, True), ([0.5, 0.4, 0.4], {"patience": 2}, {"patience": 3}, False),
+    ([math.nan], {}, {}, True), ([math.nan], {}, {"check_finite": False}, False),
+    ([0.9], {"stopping_threshold": 0.8}, {"stopping_threshold": 0.8}, True), ([0.9], {"stopping_threshold": 0.8}, {}, False),
+    ([0.5, 0.4, 0.4], {"patience": 2}, {"patience": 2, "monitor_regular": "val/F1"}, False),
+])  # fmt: skip
+def test_a_resumed_run_decides_again_by_its_own_settings(values, then, now, stops_again):
+    hook, trainer = EarlyStopHook(**then), StubTrainer()
+    for trainer.epoch, value in enumerate(values, start=1):
+        hook.after_eval(trainer, {REGULAR: value})
+    assert trainer.stop_reason
+    resumed, again = EarlyStopHook(**now), StubTrainer()
+    resumed.load_state_dict(through_a_file(hook.state_dict()))
+    resumed.before_train(again)
+    assert (again.stop_reason is not None) == stops_again
+    assert resumed.found_non_finite == (stops_again and math.isnan(values[-1]))
+    if "monitor_regular" in now:
+        assert (resumed.best, resumed.num_bad) == (-math.inf, 0)

@@ -96,6 +96,32 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
     assert events["val/AP/red, \"blood\" cell"] == [(2, 0.5)] and math.isnan(events["train/loss"][0][1])
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tensorboard"])
+def test_a_line_of_the_checkpoints_own_step_is_written_once(tmp_path, kind):
+    """The run was killed after it wrote an evaluation that the checkpoint of its step does not know, and that comes again."""
+    make = {"jsonl": lambda: JsonlWriter(tmp_path / kind), "csv": lambda: CsvWriter(tmp_path / kind),
+            "tensorboard": lambda: TensorBoardWriter(tmp_path)}[kind]
+    loss, score = {"train/loss": 2.0}, {"val/mAP": 0.5}
+    first = make()
+    first.rewind(0, [])
+    first.write({"train/loss": 4.0}, 2, 0), first.write(loss, 4, 0), first.write(score, 4, 1)
+    first.close()
+    resumed = make()
+    resumed.rewind(4, [(loss, 4, 0)])
+    resumed.write(score, 4, 1)
+    resumed.close()
+    if kind == "jsonl":
+        lines = [json.loads(line) for line in (tmp_path / kind).read_text().splitlines()]
+        assert lines == [{"step": 2, "epoch": 0, "train/loss": 4.0}, {"step": 4, "epoch": 0, **loss},
+                         {"step": 4, "epoch": 1, **score}]
+    elif kind == "csv":
+        assert [(row["step"], row["train/loss"], row["val/mAP"]) for row in read_rows(tmp_path / kind)] == [
+            ("2", "4.0", ""), ("4", "2.0", "0.5")]
+    else:
+        events = read_events(tmp_path)
+        assert (events["train/loss"], events["val/mAP"]) == ([(2, 4.0), (4, 2.0)], [(4, 0.5)])
+
+
 def test_the_console_leaves_details_to_the_files(caplog):
     with caplog.at_level(logging.INFO):
         ConsoleWriter().write({"train/loss": math.nan, "train/loss_ce_0": 1.0, "val/AP/cat": 1.0, "val/mAP": 0.5}, 3, 1)
