@@ -14,6 +14,7 @@ from rfdetr.data import LabelMap
 from rfdetr.data.class_matching import differences
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file
+from rfdetr.training.foreign import continue_from, read_foreign
 from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
     if resume == "auto" and not any(folder.glob(f"{path.stem}.prev*{path.suffix}")) and not _is_there(path):
         logger.info("--resume auto: no %s in %s, starting afresh", CHECKPOINT, folder)
         return None
+    if resume != "auto" and (foreign := read_foreign(path)) is not None:
+        return path, foreign
     path, state = find_checkpoint(path, fallback=resume == "auto")
     if "optimizer" not in state:
         raise InputError(f"{path}: holds weights only, a run cannot go on from it; use {CHECKPOINT}, or start from these weights "
@@ -86,6 +89,8 @@ def check_same_run(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> Non
     if different and "num_classes" not in different:
         shown = "; ".join(f"{name} {then[name]} there, {now[name]} here" for name in different)
         raise InputError(f"--resume: the checkpoint is of another model: {shown}")
+    if "foreign" in state:
+        return  # load_weights compares what such a file says of itself
     theirs, ours = (LabelMap.from_dict(part["label_map"]) for part in ({**metadata, **state}, metadata))
     if found := differences(theirs, ours, there="the checkpoint", here="the data set"):
         raise InputError(f"--resume: the checkpoint was trained on other classes: {found}")
@@ -97,7 +102,7 @@ def other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> set
     Raises:
         InputError: one of them is about how a run starts, and could do nothing any more.
     """
-    then, now = dict(_flat(state.get("args") or settings)), dict(_flat(settings))
+    then, now = dict(_flat(state.get("args") or settings if "foreign" not in state else settings)), dict(_flat(settings))
     different = [name for name in now if name not in then or then[name] != now[name]]
     for name in different:
         if name in OF_THE_START and name in then:
@@ -120,7 +125,10 @@ def _shown(value: Any) -> str:
 def load_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Give the trainer its state; whatever does not fit is bad input."""
     try:
-        trainer.load_state_dict(state)
+        if "foreign" in state:
+            continue_from(trainer, state)
+        else:
+            trainer.load_state_dict(state)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError("--resume: the checkpoint does not fit the settings of this run: "
                          f"{' '.join(str(error).split())}") from error

@@ -70,7 +70,7 @@ def _go_on(trainer: Trainer, path: Path, state: dict[str, Any]) -> dict[str, Any
     check_same_run(state, folder_hook.metadata)
     different = other_settings(state, folder_hook.metadata["args"])
     load_state(trainer, state)
-    if path.parent.resolve() != trainer.output_dir.resolve():
+    if path.parent.resolve() != trainer.output_dir.resolve() and "foreign" not in state:
         folder_hook.prepare = partial(bring_along, path)
     finished = results_of_finished(trainer, different)
     return _run(trainer) if finished is None else finished
