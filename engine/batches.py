@@ -1,4 +1,8 @@
-"""The train loader as the loop sees it: from any batch of any epoch on, on the device, with the waiting time measured."""
+"""The train loader as the loop sees it: from any batch of any epoch on, on the device, with the waiting time measured.
+
+A window is the list of batches ``(samples, targets)`` of one step; a target is usually a dict with ``boxes``, ``labels`` and
+``image_id``.
+"""
 
 import inspect
 import time
@@ -7,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.device import to_device
 from engine.randomness import preserved_rng
@@ -60,3 +65,26 @@ class BatchStream:
             set_epoch(epoch)
             return start_batch
         return start_batch
+
+
+def image_ids(batches: list) -> list:
+    """Return the `image_id` of each target of a window that has one, as it is: on the device, if it is a tensor."""
+    return [target["image_id"] for target in _dict_targets(batches) if "image_id" in target]
+
+
+def check_targets(batches: list, origin: str) -> None:
+    """Refuse a target whose boxes and labels differ in number; only shapes are looked at.
+
+    Raises:
+        ValueError: it names `origin`, where the window comes from, and the image.
+    """
+    for target in _dict_targets(batches):
+        boxes, labels = target.get("boxes"), target.get("labels")
+        if isinstance(boxes, Tensor) and isinstance(labels, Tensor) and boxes.shape[:1] != labels.shape[:1]:
+            counts = [value.shape[:1].numel() for value in (boxes, labels)]
+            name = int(target["image_id"]) if "image_id" in target else "without image_id"
+            raise ValueError(f"{origin}: image {name} has {counts[0]} boxes and {counts[1]} labels")
+
+
+def _dict_targets(batches: list) -> list[dict]:
+    return [target for _, targets in batches for target in targets if isinstance(target, dict)]

@@ -9,10 +9,13 @@ import os
 import pickle
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from engine.files import replacing, sweep_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +37,9 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike, *, keep: int
         keep: how many earlier versions of the file stay beside it, as `previous_path` names them.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            for age in range(keep, 0, -1):
-                newer = previous_path(path, age - 1) if age > 1 else path
-                if newer.exists():
-                    os.replace(newer, previous_path(path, age))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sweep_leftovers(path)
+    with replacing(path, before_rename=partial(_shift_versions, path, keep)) as temporary, open(temporary, "wb") as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: str | os.PathLike, *, fallback: bool = False) -> dict[str, Any]:
@@ -98,18 +87,11 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _sweep_leftovers(path: Path) -> None:
-    """Remove temporary files of a process that was killed while it wrote this checkpoint."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut; not every system can open a folder."""
-    if os.name != "posix":
+def _shift_versions(path: Path, keep: int) -> None:
+    """Make each kept version one save older, the current file included."""
+    if not path.exists():
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for age in range(keep, 0, -1):
+        newer = previous_path(path, age - 1) if age > 1 else path
+        if newer.exists():
+            os.replace(newer, previous_path(path, age))

@@ -1,10 +1,9 @@
 """Where a run computes: choosing the device, and moving batches to it."""
 
+import os
 from typing import Any
 
 import torch
-
-from engine.distributed import local_rank
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -31,20 +30,28 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 def _cuda_device(device: torch.device) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = local_rank() if device.index is None else device.index
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index  # as torchrun sets it
     if index >= count:
         raise ValueError(
             f"device: '{device}' (GPU {index}) asked for, but this PyTorch sees {count} CUDA device(s); "
             "use --train.device cpu, or start no more processes than there are GPUs"
         )
-    torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
+def use_device(device: torch.device) -> None:
+    """Make a CUDA device the current one of this process, which events, new streams and NCCL go by; nothing on others."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move tensors, and anything with a `.to`, inside lists, tuples and dicts to `device` without waiting for the copy."""
+    """Move tensors, and anything with a `.to`, inside lists, tuples and dicts to `device`.
+
+    A copy from pinned memory to a GPU is not waited for. One to the CPU is: its values are read at once.
+    """
     if hasattr(value, "to"):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=device.type != "cpu")
     if isinstance(value, dict):
         return {key: to_device(item, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,6 @@
 """One process or many: the few questions and collectives that the loop and the hooks need."""
 
 import datetime
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-logger = logging.getLogger(__name__)
+from engine.device import resolve_device, use_device
 
 
 def is_distributed() -> bool:
@@ -26,11 +25,6 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
-def local_rank() -> int:
-    """Index of this process on its machine, as torchrun sets it."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def is_main_process() -> bool:
     return rank() == 0
 
@@ -39,8 +33,11 @@ def is_main_process() -> bool:
 def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterator[None]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
 
-    Does nothing in a process that torchrun did not start. The backend is NCCL on CUDA and Gloo elsewhere.
+    Makes a CUDA device the current one first, since NCCL would take the first GPU for every rank; in a process that torchrun
+    did not start that is all. The backend is NCCL on CUDA and Gloo elsewhere.
     """
+    device = resolve_device(device)
+    use_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
         yield
         return
@@ -72,20 +69,13 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """Return the sum of `value` over the ranks; stays on the device."""
-    if is_distributed():
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
-
-
-def all_reduce_mean(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the mean over ranks of 0-dim tensors, with one collective. All ranks pass the same keys."""
-    if not is_distributed() or not values:
-        return values
-    keys = sorted(values)
-    stacked = all_reduce_sum(torch.stack([values[key].detach().float() for key in keys])) / world_size()
-    return dict(zip(keys, stacked.unbind()))
+    """Return the sum of `value` over the ranks, on the device of `value`."""
+    if not is_distributed():
+        return value
+    by_gpu = dist.get_backend() == "nccl" and not value.is_cuda  # NCCL knows no CPU: there and back over this rank's GPU
+    total = value.to("cuda") if by_gpu else value.clone()
+    dist.all_reduce(total)
+    return total.to(value.device)
 
 
 def sync_batch_norms(model: nn.Module) -> nn.Module:

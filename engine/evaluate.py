@@ -21,6 +21,23 @@ class Metric(Protocol):
     def reset(self) -> None: ...
 
 
+class EvalModels(dict[str, nn.Module]):
+    """What is evaluated, by name. An entry is never replaced in silence: delete it first."""
+
+    def __setitem__(self, name: str, model: nn.Module) -> None:
+        if name in self and self[name] is not model:
+            raise ValueError(f"eval_models: {name!r} is there already; take another name, or delete that entry first")
+        super().__setitem__(name, model)
+
+    def update(self, *others: Any, **models: nn.Module) -> None:
+        for name, model in dict(*others, **models).items():
+            self[name] = model
+
+    def __ior__(self, other: Any) -> "EvalModels":
+        self.update(other)
+        return self
+
+
 def evaluate(
     model: nn.Module,
     data_loader: Iterable,
@@ -29,11 +46,18 @@ def evaluate(
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
+    after_batch: Callable[[Any, dict[str, Any], list[dict[str, Tensor]]], None] | None = None,
 ) -> dict[str, float]:
     """Return ``metric.compute()`` over all batches ``(samples, targets)`` of `data_loader`.
 
     Every target holds ``orig_size`` (h, w). The model is left in the mode it was in, the random generators as they were.
     With several ranks each passes its own share of the images, possibly none; gathering is the metric's business.
+
+    Args:
+        after_batch: called as ``after_batch((samples, targets), outputs, results)`` when the metric has had the results. Samples
+            and outputs are on the device, targets as the loader gave them, results on the CPU. Where the outputs have
+            ``pred_masks``, results are made image by image to save memory: it is then called once an image, with that image's
+            part of all four, for which ``samples[0:1]`` has to work.
     """
     device = resolve_device(device)
     precision = resolve_precision(precision, device)
@@ -43,22 +67,34 @@ def evaluate(
     try:
         with torch.no_grad(), preserved_rng(device):
             for samples, targets in data_loader:
+                samples = to_device(samples, device)
                 with autocast(device, precision):
-                    outputs = model(to_device(samples, device))
+                    outputs = model(samples)
                 sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
-                for some_outputs, start, stop in _image_chunks(outputs, len(targets)):
-                    results = postprocess(some_outputs, sizes[start:stop])
-                    metric.update(to_device(results, torch.device("cpu")), targets[start:stop])
+                for images in _image_parts(outputs, len(targets)):
+                    some_outputs = _part(outputs, images, len(targets))
+                    results = to_device(postprocess(some_outputs, sizes[images]), torch.device("cpu"))
+                    metric.update(results, targets[images])
+                    if after_batch:
+                        some_samples = samples if images == slice(None) else samples[images]
+                        after_batch((some_samples, targets[images]), some_outputs, results)
                     del results  # full-size masks: gone before the next image's are made
     finally:
         model.train(was_training)
     return metric.compute()
 
 
-def _image_chunks(outputs: dict[str, Any], batch_size: int) -> Iterable[tuple[dict[str, Tensor], int, int]]:
-    """Split a batch's predictions into images where masks are full-size pictures; a batch of those would not fit in memory."""
-    predictions = {key: value for key, value in outputs.items() if key.startswith("pred_")}
-    chunk = 1 if "pred_masks" in predictions else batch_size
-    for start in range(0, batch_size, chunk):
-        stop = start + chunk
-        yield {key: value[start:stop] for key, value in predictions.items()}, start, stop
+def _image_parts(outputs: dict[str, Any], batch_size: int) -> list[slice]:
+    """Return one image at a time where masks become full-size pictures, a batch of which would not fit in memory; else all."""
+    if "pred_masks" not in outputs or batch_size == 1:
+        return [slice(None)]
+    return [slice(index, index + 1) for index in range(batch_size)]
+
+
+def _part(outputs: Any, images: slice, batch_size: int) -> Any:
+    """Return what belongs to some images of a batch, as views; what is not made up of images stays as it is."""
+    if isinstance(outputs, dict):
+        return {key: _part(value, images, batch_size) for key, value in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return type(outputs)(_part(value, images, batch_size) for value in outputs)
+    return outputs[images] if isinstance(outputs, Tensor) and outputs.shape[:1] == (batch_size,) else outputs

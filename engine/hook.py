@@ -16,6 +16,9 @@ The loop, with every hook point in its place::
             after_step
         trainer.epoch += 1
         after_epoch                            # a hook may evaluate and publish_metrics() -> after_eval(metrics)
+            before_eval(name)                  # of each model that it evaluates: "regular", "ema"
+            for batch in its images:
+                after_eval_batch(name, batch, outputs, results)
     after_train                                # normal end or trainer.stop()
     close                                      # always, in reverse order, also after an exception
 
@@ -26,6 +29,7 @@ Every hook runs on every rank, in list order: guard the write (``is_main_process
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +46,8 @@ HOOK_POINTS = (
     "after_step",
     "after_epoch",
     "after_eval",
+    "before_eval",
+    "after_eval_batch",
     "after_train",
 )
 
@@ -49,11 +55,25 @@ HOOK_POINTS = (
 class Hook:
     """Base class: override the points you need; every one of them does nothing here.
 
-    ``name`` is the class name unless set; it must be unique in a trainer and keys the hook's state in checkpoints.
     A subclass with a method ``before_*`` or ``after_*`` that is not a hook point raises TypeError when it is defined.
+
+    Attributes:
+        name: unique in a trainer, and the key of the hook's state in checkpoints. Unless set it is the class name; a subclass of
+            another hook goes by that one's name, since it takes its place.
+        writes: names of the files in ``trainer.output_dir`` that it writes.
+        evaluates: entries of ``trainer.eval_models`` that it adds.
+        init_arguments: what it was made with, so that a run can add what it has to give.
     """
 
     name: str = "Hook"
+    writes: tuple[str, ...] = ()
+    evaluates: tuple[str, ...] = ()
+    init_arguments: tuple[tuple, dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Hook:
+        hook = super().__new__(cls)
+        hook.init_arguments = args, kwargs
+        return hook
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,17 +82,24 @@ class Hook:
                 close = difflib.get_close_matches(method, HOOK_POINTS, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise TypeError(f"{cls.__name__}.{method} is not a hook point{hint} Hook points: {', '.join(HOOK_POINTS)}")
-        if "name" not in vars(cls):
+        for attribute in ("writes", "evaluates"):
+            value = getattr(cls, attribute)
+            if isinstance(value, str):
+                raise TypeError(f"{cls.__name__}.{attribute} is {value!r}, not a tuple of names; write ({value!r},)")
+        if cls.name == Hook.name:
             cls.name = cls.__name__
 
     def before_train(self, trainer: Trainer) -> None:
-        """Run once; the model is on its device and DDP-wrapped, a checkpoint is loaded. May add to `trainer.eval_models`."""
+        """Run once; the model is on its device and DDP-wrapped, a checkpoint is loaded. May add what it `evaluates`."""
 
     def before_epoch(self, trainer: Trainer) -> None:
         """Run after `model.train()` and after the sampler was told the epoch."""
 
     def before_step(self, trainer: Trainer, batches: list) -> None:
-        """Run before the first batch of an update; `batches` (on device) is the whole window and may be changed in place."""
+        """Run before the first batch of an update; `batches` (on device) is the whole window and may be changed in place.
+
+        A target has as many boxes as labels afterwards, or a ValueError names the hook.
+        """
 
     def after_batch(self, trainer: Trainer, batch: Any, outputs: dict[str, Tensor]) -> None:
         """Run after each backward; gradients are still scaled and not yet synced: leave them alone."""
@@ -89,6 +116,17 @@ class Hook:
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Run whenever a hook publishes metrics; they are the same on all ranks and must not be edited."""
 
+    def before_eval(self, trainer: Trainer, name: str) -> None:
+        """Run before a model is evaluated: "regular", "ema", or whatever is on trial on the "test" split after training."""
+
+    def after_eval_batch(
+        self, trainer: Trainer, name: str, batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]
+    ) -> None:
+        """Run after each batch of an evaluation, which is an image at a time where masks are evaluated; see `engine.evaluate`.
+
+        Ranks may have different numbers of batches, so nothing collective may happen here.
+        """
+
     def after_train(self, trainer: Trainer) -> None:
         """Run once, at the normal end or after `trainer.stop()`; not after an exception."""
 
@@ -101,3 +139,45 @@ class Hook:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; called before `before_train`."""
+
+
+def checked(hooks: Sequence[Hook]) -> list[Hook]:
+    """Return the hooks as a list.
+
+    Raises:
+        ValueError: two of them have one name, write the same file, or add the same model to those that are evaluated.
+    """
+    names = [hook.name for hook in hooks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"hooks: more than one is called {', '.join(twice)}; give each instance a name of its own")
+    _refuse_shared(hooks, "writes", "write the file")
+    _refuse_shared(hooks, "evaluates", "add the evaluated model")
+    return list(hooks)
+
+
+def _refuse_shared(hooks: Sequence[Hook], attribute: str, action: str) -> None:
+    owners: dict[str, str] = {}
+    for hook in hooks:
+        for item in getattr(hook, attribute):
+            if item in owners:
+                raise ValueError(f"hooks: {owners[item]} and {hook.name} both {action} {item!r}; a run can have one of the two")
+            owners[item] = hook.name
+
+
+def overrides(hook: Hook, point: str) -> bool:
+    """Return whether a hook does anything at a hook point."""
+    return getattr(getattr(hook, point), "__func__", None) is not getattr(Hook, point)
+
+
+def evaluation_listener(trainer: Trainer, name: str) -> Callable[[Any, dict, list], None] | None:
+    """Return what `engine.evaluate` is to call after each batch of an evaluation called `name`; None if no hook listens."""
+    listeners = [hook.after_eval_batch for hook in trainer.hooks if overrides(hook, "after_eval_batch")]
+    if not listeners:
+        return None
+
+    def tell(batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]) -> None:
+        for listener in listeners:
+            listener(trainer, name, batch, outputs, results)
+
+    return tell

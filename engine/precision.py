@@ -65,8 +65,8 @@ def guarded_step(optimizer: Optimizer, scaler: GradScaler, grad_norm: Tensor) ->
     """Update the weights unless `grad_norm` is not finite; return whether the update was skipped, as a 0-dim bool tensor.
 
     Gradients are averaged over ranks before their norm is taken, so one bad rank makes the norm bad on all of them and
-    they agree without a message. With a scaler or a fused optimizer nothing waits for the device: the kernel itself looks
-    at the flag. Other optimizers have to know the answer on the host.
+    they agree without a message. With a fused optimizer nothing waits for the device: its kernel looks at the flag, our own or
+    the scaler's. For other optimizers the answer has to be known on the host, and the scaler waits for it inside of `step`.
     """
     skipped = ~torch.isfinite(grad_norm)
     if scaler.is_enabled():
@@ -75,16 +75,16 @@ def guarded_step(optimizer: Optimizer, scaler: GradScaler, grad_norm: Tensor) ->
     elif all(group.get("fused") for group in optimizer.param_groups):
         optimizer.grad_scale, optimizer.found_inf = None, skipped.float()  # the hand-over that GradScaler itself uses
         optimizer.step()
-    elif not skipped.item():  # sync point, only without a fused optimizer
+    elif not skipped.item():  # sync point
         optimizer.step()
     return skipped
 
 
 class BadStepCounter:
-    """Count skipped updates without waiting for the device, and stop a run that makes no progress any more.
+    """Count skipped updates, and stop a run that makes no progress any more.
 
-    On CUDA a flag is read `lag` steps after it was made, when its copy has long arrived; every rank reads the same flags at
-    the same steps.
+    On CUDA a flag is read `lag` steps after it was made: the host waits only where it is further ahead of the device than that.
+    Every rank reads the same flags at the same steps.
     """
 
     def __init__(self, device: torch.device, max_in_a_row: int, lag: int = 8) -> None:
@@ -95,7 +95,7 @@ class BadStepCounter:
         self._pending: list[tuple[Tensor, torch.cuda.Event | None, int, list]] = []
 
     def add(self, skipped: Tensor, step: int, image_ids: list) -> None:
-        """Note the flag of update number `step`; `image_ids` are the (host) tensors or values that name its images."""
+        """Note the flag of update number `step`; `image_ids`, values or tensors, are only read if the update was skipped."""
         flag, event = skipped, None
         if skipped.is_cuda:
             flag = torch.empty((), dtype=torch.bool, pin_memory=True)

@@ -57,13 +57,13 @@ def whole(state: Any) -> Any:
 
 
 def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Fill a model, sharded or not, from whole tensors."""
+    """Fill a sharded model from whole tensors."""
     own = model.state_dict()
     model.load_state_dict({name: _divided(value, own.get(name)) for name, value in state.items()})
 
 
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Fill an optimizer, of sharded parameters or not, from whole tensors."""
+    """Fill an optimizer of sharded parameters from whole tensors."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     divided = {
         index: {name: _divided(value, parameters[index]) for name, value in values.items()}

@@ -2,25 +2,40 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from engine.batches import BatchStream, samples_per_batch
-from engine.device import resolve_device
-from engine.distributed import all_reduce_sum, gather_objects, is_distributed, rank, world_size
-from engine.hook import Hook
+from engine.batches import BatchStream, check_targets, image_ids, samples_per_batch
+from engine.device import resolve_device, use_device
+from engine.distributed import gather_objects, rank
+from engine.evaluate import EvalModels
+from engine.hook import Hook, checked, overrides
+from engine.loss import total_loss, window_normalizer
+from engine.parallel import spread
 from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
 from engine.randomness import rng_state, set_rng_state
-from engine.sharding import is_sharded, load_model_state, load_optimizer_state, whole
 
 logger = logging.getLogger(__name__)
+
+_FIXED = {  # attributes that others were made from at construction -> what to do in place of assigning them
+    **{
+        name: f"pass {name}= to the constructor"
+        for name in (
+            "model", "optimizer", "lr_scheduler", "train_loader", "max_epochs", "hooks", "grad_accum_steps", "precision",
+            "device", "output_dir",
+        )
+    },
+    "unwrapped_model": "pass model= to the constructor",
+    "scaler": "pass precision= to the constructor",
+    "steps_per_epoch": "pass train_loader= and grad_accum_steps= to the constructor",
+    "max_steps": "pass max_epochs= to the constructor",
+    "eval_models": "add entries to it or delete them",
+}
 
 
 class Trainer:
@@ -28,7 +43,7 @@ class Trainer:
 
     Args:
         model: called as ``model(samples, targets)``; in several processes it is wrapped in DDP, unless `engine.sharding` has
-            sharded it.
+            sharded it (`engine/parallel.py`).
         criterion: called as ``criterion(outputs, targets)``; returns a dict of losses. The loss is the sum of
             ``criterion.weight_dict[k] * losses[k]`` over the keys in both, or the plain sum without a `weight_dict`.
         train_loader: has a length; yields ``(samples, targets)``, where samples have ``.to``. Its batch sampler may offer
@@ -45,7 +60,8 @@ class Trainer:
             every epoch, and is what hooks find in ``eval_models["regular"]``.
 
     Raises:
-        ValueError: two hooks with one name, an epoch that cannot fill one window, or a sharded model without a twin.
+        ValueError: two hooks in each other's way (one name, file, or evaluated model), an epoch that cannot fill one window, or a
+            sharded model without a twin.
     """
 
     def __init__(
@@ -68,17 +84,15 @@ class Trainer:
         eval_model: nn.Module | None = None,
     ) -> None:
         self.device = resolve_device(device)
+        use_device(self.device)
         self.precision = resolve_precision(precision, self.device)
         self.scaler = make_scaler(self.device, self.precision)
-        self.unwrapped_model = model.to(self.device)
-        self._is_sharded = is_sharded(model)
-        if self._is_sharded != (eval_model is not None):
-            raise ValueError("eval_model: a sharded model needs its whole twin there, and no other model does")
-        self.model = self._wrap(self.unwrapped_model)
+        self._parallel = spread(model, self.device, eval_model)
+        self.model, self.unwrapped_model = self._parallel.model, self._parallel.unwrapped
         self.criterion = criterion.to(self.device)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.train_loader = train_loader
-        self.hooks = _unique(hooks)
+        self.hooks = checked(hooks)
         self.max_epochs, self.grad_accum_steps, self.clip_grad_norm = max_epochs, grad_accum_steps, clip_grad_norm
         self.loss_normalize = _one_of("loss_normalize", loss_normalize, ("batch", "window"))
         self.output_dir = Path(output_dir)
@@ -95,12 +109,18 @@ class Trainer:
         self.losses: dict[str, Tensor] = {}  # of the last step, mean over its batches; "loss" is the weighted sum
         self.grad_norm = torch.zeros((), device=self.device)  # of the last step, before clipping
         self.metrics: dict[str, float] = {}  # published last
-        self.eval_models: dict[str, nn.Module] = {"regular": eval_model.to(self.device) if eval_model else self.unwrapped_model}
+        self.eval_models = EvalModels(regular=self._parallel.eval_model)
         self.stop_reason: str | None = None
+        self.interrupted = False  # stopped from outside, with work left to do
         self._batches = BatchStream(train_loader, self.device)
         self._bad_steps = BadStepCounter(self.device, max_bad_steps)
         self._loaded_rng: dict[str, Any] | None = None
         self._publishing = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and name in vars(self):
+            raise AttributeError(f"trainer.{name} cannot be replaced, other parts were made for it; {_FIXED[name]}")
+        super().__setattr__(name, value)
 
     @property
     def data_seconds(self) -> float:
@@ -115,7 +135,7 @@ class Trainer:
     def train(self) -> None:
         """Run from the current step to the end of `max_epochs`, or until `stop`."""
         try:
-            self._refresh_eval_model()
+            self._parallel.refresh_eval_model()
             self._call("before_train")
             while self.epoch < self.max_epochs and self.stop_reason is None:
                 self._train_epoch()
@@ -126,6 +146,11 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """End training after the current step (all ranks must call it at the same step); the first reason is kept."""
         self.stop_reason = self.stop_reason or reason
+
+    def interrupt(self, reason: str) -> None:
+        """Stop, as something outside ends the run before its work is done: a signal, a time budget."""
+        self.interrupted = True
+        self.stop(reason)
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
         """Hand `metrics`, the same on all ranks, to every hook's `after_eval`.
@@ -145,8 +170,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs. Collective: every rank must call it, every rank gets the whole."""
         return {
-            "model": whole(self.unwrapped_model.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "model": self._parallel.state_dict(),
+            "optimizer": self._parallel.optimizer_state(self.optimizer),
             "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
@@ -163,8 +188,8 @@ class Trainer:
         The number of ranks, batch size and epochs may differ from the saved run's: the data go on at the same sample of the
         epoch, rounded down to a whole step.
         """
-        load_model_state(self.unwrapped_model, state["model"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._parallel.load_state_dict(state["model"])
+        self._parallel.load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self._load_position(state)
         if self.lr_scheduler and state["lr_scheduler"]:
@@ -204,12 +229,17 @@ class Trainer:
         self._bad_steps.flush()
         if self.epoch_step == self.steps_per_epoch:
             self.epoch, self.epoch_step = self.epoch + 1, 0
-            self._refresh_eval_model()
+            self._parallel.refresh_eval_model()
             self._call("after_epoch")
 
     def _train_step(self, batches: list) -> None:
-        self._call("before_step", batches)
-        arguments = self._normalizer(batches)
+        check_targets(batches, "the train loader")
+        for hook in self.hooks:
+            hook.before_step(self, batches)
+            if overrides(hook, "before_step"):
+                check_targets(batches, f"before_step of {type(hook).__name__}")
+        is_window = self.loss_normalize == "window"
+        arguments = window_normalizer(self.criterion, batches, self.device) if is_window else {}
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
             losses = self._forward_backward(batch, arguments, is_last=index == len(batches) - 1)
@@ -221,15 +251,11 @@ class Trainer:
 
     def _forward_backward(self, batch: Any, arguments: dict[str, Any], *, is_last: bool) -> dict[str, Tensor]:
         samples, targets = batch
-        with ExitStack() as stack:
-            if self._is_sharded:
-                self.model.set_requires_gradient_sync(is_last)
-            elif is_distributed() and not is_last:
-                stack.enter_context(self.model.no_sync())
+        with self._parallel.gradient_sync(is_last):
             with autocast(self.device, self.precision):
                 outputs = self.model(samples, targets)
             losses = self.criterion(outputs, targets, **arguments)
-            loss = self._total(losses)
+            loss = total_loss(self.criterion, losses)
             self.scaler.scale(loss / self.grad_accum_steps).backward()
         self.num_images += len(targets)
         self._call("after_batch", batch, outputs)
@@ -239,7 +265,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)  # a no-op when the scaler is disabled
         self._call("before_optimizer_step")
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = whole(nn.utils.get_total_norm(gradients))
+        self.grad_norm = self._parallel.gradient_norm(gradients)
         if self.clip_grad_norm > 0:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
@@ -249,38 +275,7 @@ class Trainer:
             self.lr_scheduler.step()
         self.step += 1
         self.epoch_step += 1
-        self._bad_steps.add(skipped, self.step, _image_ids(batches))
-
-    def _total(self, losses: dict[str, Tensor]) -> Tensor:
-        weights = getattr(self.criterion, "weight_dict", None)
-        if weights is None:
-            return sum(losses.values())
-        return sum(weights[name] * value for name, value in losses.items() if name in weights)
-
-    def _normalizer(self, batches: list) -> dict[str, Any]:
-        """Return the criterion's extra arguments: with "window", the mean number of boxes a batch, over the window and all ranks.
-
-        The loss of each batch is divided by `grad_accum_steps` and DDP averages gradients over ranks, so dividing by this mean
-        gives the sum over all boxes by the number of all boxes.
-        """
-        if self.loss_normalize == "batch":
-            return {}
-        count = sum(self.criterion.count_boxes(targets) for _, targets in batches)
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        total = all_reduce_sum(torch.tensor(count, dtype=dtype, device=self.device))
-        return {"num_boxes": total.clamp(min=1) / (len(batches) * world_size())}
-
-    def _wrap(self, model: nn.Module) -> nn.Module:
-        if not is_distributed() or self._is_sharded:
-            return model
-        return DistributedDataParallel(
-            model, device_ids=[self.device.index] if self.device.type == "cuda" else None, gradient_as_bucket_view=True
-        )
-
-    def _refresh_eval_model(self) -> None:
-        """Give the whole twin of a sharded model its weights. Collective."""
-        if self._is_sharded:
-            self.eval_models["regular"].load_state_dict(whole(self.unwrapped_model.state_dict()))
+        self._bad_steps.add(skipped, self.step, image_ids(batches))
 
     def _call(self, point: str, *arguments: Any) -> None:
         for hook in self.hooks:
@@ -294,21 +289,7 @@ class Trainer:
                 logger.exception("%s.close failed", hook.name)
 
 
-def _unique(hooks: Sequence[Hook]) -> list[Hook]:
-    names = [hook.name for hook in hooks]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"hooks: more than one is called {', '.join(twice)}; give each instance a name of its own")
-    return list(hooks)
-
-
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
     return value
-
-
-def _image_ids(batches: list) -> list:
-    """Return the `image_id` of each target of a window, where targets have one; nobody looks at them unless a step is bad."""
-    targets = [target for _, batch_targets in batches for target in batch_targets if isinstance(target, dict)]
-    return [target["image_id"] for target in targets if "image_id" in target]

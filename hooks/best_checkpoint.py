@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from engine.checkpoint import save_checkpoint
 from engine.distributed import barrier, is_main_process
+from engine.files import replacing, sweep_leftovers
 from engine.hook import Hook
 from hooks.monitor import warn_of_missing
 
@@ -38,6 +38,8 @@ class BestCheckpointHook(Hook):
         monitor_regular, monitor_ema: the metric of each model; more is better, values that are not finite are never best.
         skip_first_epochs: evaluations after so many epochs from the start do not count.
     """
+
+    writes = ("checkpoint_best_regular.pth", "checkpoint_best_ema.pth", "checkpoint_best_total.pth")
 
     def __init__(
         self,
@@ -71,7 +73,9 @@ class BestCheckpointHook(Hook):
             written = [name for name in ("regular", "ema") if self.best[name] > -math.inf and _best_path(trainer, name).exists()]
             if written:
                 winner = max(written, key=self.best.get)  # the first of equal ones: the regular
-                _copy_whole(_best_path(trainer, winner), _best_path(trainer, "total"))
+                sweep_leftovers(_best_path(trainer, "total"))
+                with replacing(_best_path(trainer, "total")) as temporary:
+                    shutil.copyfile(_best_path(trainer, winner), temporary)
                 logger.info("best weights: %s, %s %.4f", winner, self.monitors[winner], self.best[winner])
         barrier()  # whatever comes next may read the file on any rank
 
@@ -88,12 +92,3 @@ class BestCheckpointHook(Hook):
 
 def _best_path(trainer: Trainer, name: str) -> Path:
     return trainer.output_dir / f"checkpoint_best_{name}.pth"
-
-
-def _copy_whole(source: Path, target: Path) -> None:
-    """Copy a file so that `target` is at no time half-written."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, target)

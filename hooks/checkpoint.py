@@ -28,6 +28,8 @@ class CheckpointHook(Hook):
         metadata: what the file holds beside the state, such as args and label_map; plain values.
     """
 
+    writes = (FILE_NAME,)
+
     def __init__(
         self, *, every_steps: int = 0, every_epochs: int = 1, keep: int = 1, metadata: Mapping[str, Any] | None = None
     ) -> None:
@@ -40,7 +42,7 @@ class CheckpointHook(Hook):
         self._saved_at: tuple[int, int] | None = None
 
     def after_step(self, trainer: Trainer) -> None:
-        is_epoch_end = trainer.step % trainer.steps_per_epoch == 0
+        is_epoch_end = trainer.epoch_step == trainer.steps_per_epoch
         if _is_due(trainer.step, self.every_steps) and not (is_epoch_end and self.every_epochs == 1):
             self._save(trainer)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.distributed import is_main_process
 from engine.evaluate import evaluate
-from engine.hook import Hook
+from engine.hook import Hook, evaluation_listener
 from rfdetr.evaluation import DetectionMetrics
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class COCOEvalHook(Hook):
         self._is_resumed = False
 
     def after_epoch(self, trainer: Trainer) -> None:
-        if self._is_due(trainer) and not _is_interrupted(trainer):
+        if self._is_due(trainer) and not trainer.interrupted:  # an evaluation may take longer than there is time left
             self.evaluate_and_publish(trainer)
 
     def evaluate_and_publish(self, trainer: Trainer) -> dict[str, float]:
@@ -90,6 +90,8 @@ class COCOEvalHook(Hook):
         metric = DetectionMetrics(self.class_names, iou_types=self.iou_types, max_dets=self.max_dets, per_class=self.per_class)
         if is_main_process():
             self.last_metrics[name] = metric
+        for hook in trainer.hooks:
+            hook.before_eval(trainer, name)
         return evaluate(
             trainer.eval_models[name],
             self.data_loader,
@@ -97,9 +99,5 @@ class COCOEvalHook(Hook):
             metric,
             device=trainer.device,
             precision=self.precision,
+            after_batch=evaluation_listener(trainer, name),
         )
-
-
-def _is_interrupted(trainer: Trainer) -> bool:
-    """Whether a signal or the time budget ends the run: an evaluation may take longer than there is time left."""
-    return trainer.stop_reason is not None and any(getattr(hook, "interrupted", False) for hook in trainer.hooks)

@@ -25,7 +25,7 @@ class EarlyStopHook(Hook):
         check_finite: stop at once when the value is not finite; otherwise it counts as not better.
         stopping_threshold: stop at once above it.
         divergence_threshold: stop at once below it.
-        verbose: log after each evaluation how far the patience goes.
+        verbose: log what each evaluation means: better, or not and how far the patience goes, or not counted and why.
         skip_first_epochs: evaluations after so many epochs from the start do not count.
 
     Attributes:
@@ -63,15 +63,18 @@ class EarlyStopHook(Hook):
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         if 0 < trainer.epoch <= self.skip_first_epochs:
+            self._say("epoch %d is one of the first %d (skip_first_epochs), not counted", trainer.epoch, self.skip_first_epochs)
             return
         value = self._effective(metrics)
         if value is None:
+            self._say("the evaluation has neither %s nor %s, not counted", self.monitor_regular, self.monitor_ema)
             if not self._has_warned:
                 warn_of_missing("early stopping", (self.monitor_regular, self.monitor_ema), metrics)
                 self._has_warned = True
             return
         reason = self._stop_at_once(value) or self._stop_for_patience(value)
         if reason:
+            self._say("the run stops here, %s", reason.removeprefix("early stop: "))
             trainer.stop(reason)
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,11 +102,15 @@ class EarlyStopHook(Hook):
     def _stop_for_patience(self, value: float) -> str | None:
         if math.isfinite(value) and value - self.min_delta > self.best:
             self.best, self.num_bad = value, 0
-        else:
-            self.num_bad += 1
-        if self.verbose:
-            logger.info("early stopping: %.4f, the best is %.4f; %d of %d evaluations in a row without a better one", value,
-                        self.best, self.num_bad, self.patience)
+            self._say("%.4f is the best so far", value)
+            return None
+        self.num_bad += 1
+        self._say("%.4f, the best is %.4f; %d of %d evaluations in a row without a better one", value, self.best, self.num_bad,
+                  self.patience)
         if self.num_bad < self.patience:
             return None
         return f"early stop: {self.num_bad} evaluations in a row were not better than {self.best:.4f}"
+
+    def _say(self, decision: str, *values: Any) -> None:
+        if self.verbose:
+            logger.info(f"early stopping: {decision}", *values)

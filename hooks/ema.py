@@ -34,6 +34,8 @@ class EMAHook(Hook):
         use_buffers: average floating-point buffers too; otherwise they are copied, as buffers of integers always are.
     """
 
+    evaluates = ("ema",)
+
     def __init__(self, decay: float = 0.993, tau: float = 100.0, *, update_every: int = 1, use_buffers: bool = True) -> None:
         if not 0 <= decay <= 1 or tau < 0 or update_every < 1:
             raise ValueError(
@@ -52,11 +54,13 @@ class EMAHook(Hook):
         if is_sharded(trainer.unwrapped_model):
             raise ValueError("EMAHook: the model is sharded (FSDP), no average can be kept of its parts; train without EMA, or "
                              "with DDP")
-        self.average = copy.deepcopy(trainer.unwrapped_model).requires_grad_(False).eval()
+        is_going_on = self.average is not None and trainer.eval_models.get("ema") is self.average  # `train` was called again
+        if not is_going_on:
+            self.average = copy.deepcopy(trainer.unwrapped_model).requires_grad_(False).eval()
+            trainer.eval_models["ema"] = self.average
         if self._loaded is not None:
             self.average.load_state_dict(self._loaded)
             self._loaded = None
-        trainer.eval_models["ema"] = self.average
         self._pair_up(trainer.unwrapped_model)
 
     def after_step(self, trainer: Trainer) -> None:

@@ -30,9 +30,6 @@ class InterruptHook(Hook):
     Args:
         max_hours: time budget from the start of training; 0: none.
         check_every: with several ranks, steps between asking all of them (a small message that waits for the device).
-
-    Attributes:
-        interrupted: whether the run was stopped by this hook.
     """
 
     def __init__(self, *, max_hours: float = 0, check_every: int = 10) -> None:
@@ -40,7 +37,6 @@ class InterruptHook(Hook):
             raise ValueError(f"InterruptHook: max_hours={max_hours}, check_every={check_every}; at least 0 and 1")
         self.max_hours = max_hours
         self.check_every = check_every
-        self.interrupted = False
         self._signal: int | None = None
         self._deadline = float("inf")
         self._previous: dict[int, Any] = {}
@@ -56,7 +52,7 @@ class InterruptHook(Hook):
             self._previous.setdefault(number, previous)
 
     def after_step(self, trainer: Trainer) -> None:
-        is_epoch_end = trainer.step % trainer.steps_per_epoch == 0  # known before an evaluation starts
+        is_epoch_end = trainer.epoch_step == trainer.steps_per_epoch  # known before an evaluation starts
         if not is_distributed() or is_epoch_end or trainer.step % self.check_every == 0:
             self._stop_if_asked(trainer)
 
@@ -75,16 +71,15 @@ class InterruptHook(Hook):
         self._signal = number
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
-        if self.interrupted:
+        if trainer.interrupted:
             return
         reason = self._reason()
         if is_distributed():
             asked = all_reduce_sum(torch.tensor(float(reason is not None), device=trainer.device))
             reason = reason or ("another process was asked to stop" if asked.item() else None)  # sync point
         if reason:
-            self.interrupted = True
             logger.warning("stopping after step %d: %s", trainer.step, reason)
-            trainer.stop(reason)
+            trainer.interrupt(reason)
 
     def _reason(self) -> str | None:
         if self._signal is not None:

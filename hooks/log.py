@@ -29,7 +29,7 @@ class RunningMeans:
         self.totals = torch.zeros(0, 2)  # sum and count of each name
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Add the values of one step, without waiting for the device."""
+        """Add the values of one step; waits for the device only where their names are not those of all steps so far."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         is_finite = torch.isfinite(stacked)
         rows = torch.stack([torch.where(is_finite, stacked, 0.0), is_finite.float()], dim=1)
@@ -112,7 +112,11 @@ class LogHook(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         self._means.add({**trainer.losses, "grad_norm": trainer.grad_norm})
-        if trainer.step % min(self.every_steps, trainer.steps_per_epoch) == 0:
+        if self.every_steps < trainer.steps_per_epoch:
+            is_due = trainer.step % self.every_steps == 0
+        else:
+            is_due = trainer.epoch_step == trainer.steps_per_epoch
+        if is_due:
             self._log(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:

@@ -41,6 +41,8 @@ class PlotsHook(Hook):
         score_threshold: of the detections shown; None: the one with the best F1 in the last evaluation.
     """
 
+    writes = ("train_batch.png", "val_predictions.png", "pr_curve.png", "confusion_matrix.png", "curves.png")
+
     def __init__(
         self,
         pictures: Any,

@@ -1,4 +1,4 @@
-"""A progress bar for each epoch, on terminals."""
+"""A progress bar for each epoch, on terminals and in notebooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from engine.distributed import is_main_process, world_size
 from engine.hook import Hook
@@ -21,7 +21,7 @@ class ProgressHook(Hook):
 
     Args:
         every_steps: refresh the values every so many steps (each waits for the device).
-        enabled: None shows the bar where stderr is a terminal. Ranks above 0 never show one.
+        enabled: None shows the bar on a terminal and in a notebook. Ranks above 0 never show one.
     """
 
     def __init__(self, *, every_steps: int = 10, enabled: bool | None = None) -> None:
@@ -34,10 +34,10 @@ class ProgressHook(Hook):
         self._start = (time.perf_counter(), trainer.step, trainer.num_images, trainer.data_seconds)
 
     def before_epoch(self, trainer: Trainer) -> None:
-        if is_main_process() and (sys.stderr.isatty() if self.enabled is None else self.enabled):
+        if is_main_process() and (_is_watched() if self.enabled is None else self.enabled):
             self._bar = tqdm(
                 total=trainer.steps_per_epoch,
-                initial=trainer.step % trainer.steps_per_epoch,
+                initial=trainer.epoch_step,
                 desc=f"epoch {trainer.epoch + 1}/{trainer.max_epochs}",
                 unit="step",
                 dynamic_ncols=True,
@@ -71,6 +71,11 @@ class ProgressHook(Hook):
             "left": tqdm.format_interval(seconds / done * (trainer.max_steps - trainer.step)) if done else "",
         }
         return ", ".join(f"{name} {value}" for name, value in values.items() if value)
+
+
+def _is_watched() -> bool:
+    """Tell a terminal or a notebook, where a bar can be drawn, from a log file."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _gpu_memory(device: torch.device) -> str:

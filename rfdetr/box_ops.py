@@ -17,12 +17,6 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([center - half, center + half], dim=-1)
 
 
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Turn two corners (..., 4) into centre and size."""
-    low, high = boxes.split(2, dim=-1)
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
-
-
 def box_area(boxes: Tensor) -> Tensor:
     """xyxy boxes (..., 4) -> areas (...)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

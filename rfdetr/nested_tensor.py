@@ -26,6 +26,11 @@ class NestedTensor:
         self.mask = mask
         self.has_padding = has_padding and mask is not None
 
+    def __getitem__(self, images: slice) -> "NestedTensor":
+        """Return some images of the batch."""
+        mask = None if self.mask is None else self.mask[images]
+        return NestedTensor(self.tensors[images], mask, has_padding=self.has_padding)
+
     def to(self, device: torch.device | str, non_blocking: bool = False,
            dtype: torch.dtype | None = None) -> "NestedTensor":
         """Copy to a device; `dtype` is for the images only."""

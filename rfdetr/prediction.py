@@ -11,11 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from rfdetr.data.coco_classes import COCO_CLASSES
 from rfdetr.data.images import MAX_PIXELS, preprocess, read_image, to_rgb
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
-from rfdetr.evaluation.coco_engine import load_engine
+from rfdetr.evaluation.coco_engine import encode_masks
 from rfdetr.plots.pictures import draw_detections
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -79,7 +78,7 @@ def coco_results(
     """
     corners = result["boxes"].double()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    masks = load_engine("faster_coco_eval").encode(result["masks"]) if "masks" in result else [None] * len(boxes)
+    masks = encode_masks(result["masks"]) if "masks" in result else [None] * len(boxes)
     rows = []
     for label, score, box, mask in zip(result["labels"].tolist(), result["scores"].tolist(), boxes, masks):
         category_id = label_map.category_of(label)
@@ -124,21 +123,6 @@ def save_drawing(path: Path, picture: Tensor, result: dict[str, Tensor], label_m
         logger.warning("%s: the picture cannot be drawn (%s: %s); its results are kept", path, type(error).__name__, error)
         return False
     return True
-
-
-def checkpoint_classes(checkpoint: dict[str, Any], num_classes: int) -> LabelMap:
-    """Return the classes of what `read_checkpoint` returned, as well as the file knows them.
-
-    Our files hold a label map, published ones of other data the names by label, and those of COCO nothing: there labels are
-    COCO's category ids. Where nothing is known, labels are their own ids and names.
-    """
-    if checkpoint["label_map"]:
-        return LabelMap.from_dict(checkpoint["label_map"])
-    if names := checkpoint["class_names"]:
-        return LabelMap(tuple(range(len(names))), tuple(names))
-    if num_classes == max(COCO_CLASSES):
-        return LabelMap(tuple(COCO_CLASSES), tuple(COCO_CLASSES.values()), raw=True)
-    return LabelMap(tuple(range(num_classes)), tuple(map(str, range(num_classes))))
 
 
 def _inside(name: str) -> Path:

@@ -6,14 +6,14 @@ Usage: python equivalence_run.py DATA OUT BATCH_SIZE GRAD_ACCUM_STEPS (under tor
 """
 
 import sys
-from dataclasses import replace
 
 import torch
 
 from engine import Hook, Trainer
-from engine.distributed import all_reduce_mean, is_main_process, process_group, rank, world_size
-from rfdetr import VARIANTS, DataConfig, LossConfig, TrainConfig, build_criterion, build_model
-from rfdetr.build import build_dataset, build_loader
+from engine.distributed import all_reduce_sum, is_main_process, process_group, world_size
+from rfdetr import LossConfig, build_criterion, build_model
+from rfdetr.training import DataConfig, DetectorConfig, RunConfig, TrainConfig
+from rfdetr.training.data import build_train_loader, open_run_data
 
 
 class Recorder(Hook):
@@ -29,26 +29,27 @@ class Recorder(Hook):
             batches[index] = (samples.to("cpu", dtype=self.dtype), targets)
 
     def after_step(self, trainer: Trainer) -> None:
-        self.losses.append(all_reduce_mean({"loss": trainer.losses["loss"]})["loss"])  # over all eight images
+        self.losses.append(all_reduce_sum(trainer.losses["loss"]) / world_size())  # over all eight images
         if trainer.step == 20:
             trainer.stop("20 steps")
 
 
 def run(dtype: torch.dtype, data: str, batch_size: int, grad_accum_steps: int) -> dict:
     torch.manual_seed(0)
-    small = {"resolution": 64, "positional_encoding_size": 4, "num_queries": 6, "group_detr": 3}
-    model_config = replace(VARIANTS["pico"], num_classes=4, **small)
-    data_config = DataConfig(dataset_dir=data, batch_size=batch_size, num_workers=0, augment="default", multi_scale=True)
-    dataset = build_dataset(data_config, model_config, "train")
-    train = TrainConfig(grad_accum_steps=grad_accum_steps, seed=3)
-    loader = build_loader(dataset, data_config, model_config, train=train, rank=rank(), world_size=world_size())
-    model = build_model(model_config).to(dtype)
-    criterion = build_criterion(model_config, LossConfig(normalize="window"))
+    config = RunConfig(
+        model=DetectorConfig(variant="pico", num_classes=4, resolution=64, num_queries=6, group_detr=3),
+        data=DataConfig(dataset_dir=data, batch_size=batch_size, num_workers=0, augment="default", multi_scale=True),
+        train=TrainConfig(grad_accum_steps=grad_accum_steps, seed=3),
+    )
+    opened = open_run_data(config)
+    loader = build_train_loader(config, opened, torch.device("cpu"))
+    model = build_model(opened.architecture).to(dtype)
+    criterion = build_criterion(opened.architecture, LossConfig(normalize="window"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     recorder = Recorder(dtype)
     Trainer(
         model, criterion, optimizer, loader, max_epochs=20, grad_accum_steps=grad_accum_steps, clip_grad_norm=0.1,
-        loss_normalize="window", device="cpu", hooks=[recorder],
+        loss_normalize="window", device="cpu", precision="fp32", hooks=[recorder],
     ).train()
     return {"model": model.state_dict(), "losses": torch.stack(recorder.losses)}
 

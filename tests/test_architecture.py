@@ -3,6 +3,7 @@
 import ast
 import configparser
 import re
+import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import HOOK_POINTS, Hook
-from rfdetr.config import RunConfig
+from rfdetr.training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "hooks", "rfdetr", "tools")
@@ -54,25 +55,33 @@ def test_the_scan_sees_the_packages():
 
 @every_file
 def test_import_arrows(path):
-    package = path.relative_to(ROOT).parts[0]
-    tops = {module.split(".")[0] for module in imported_modules(parse(path))}
-    tool_modules = {tool.stem for tool in (ROOT / "tools").glob("*.py")} | {"tools"}
+    package, *rest = path.relative_to(ROOT).parts
+    modules = imported_modules(parse(path))
+    tops = {module.split(".")[0] for module in modules}
+    is_training = package == "rfdetr" and rest[0] == "training"
     if package == "engine":
         assert tops <= {"engine", "torch"} | sys.stdlib_module_names
     elif package == "hooks":
-        forbidden = tool_modules | {"jsonargparse"} | (set() if path.name in MAY_IMPORT_RFDETR else {"rfdetr"})
-        assert not tops & forbidden
+        assert not tops & ({"tools", "jsonargparse"} | (set() if path.name in MAY_IMPORT_RFDETR else {"rfdetr"}))
     elif package == "rfdetr":
-        assert not tops & (tool_modules | {"engine", "hooks", "jsonargparse"})
+        assert not tops & ({"tools"} if is_training else {"tools", "engine", "hooks", "jsonargparse"})
+    if package != "tools" and not is_training:
+        assert not [module for module in modules if module.startswith("rfdetr.training")]
 
 
-def test_only_build_reads_the_configuration():
-    """Everywhere else in the packages plain values are passed; but a ModelConfig travels in checkpoints."""
-    allowed = {"rfdetr/__init__.py", "rfdetr/build.py", "rfdetr/config.py", "rfdetr/run_config.py"}
+def test_the_detector_alone_imports_no_loop():
+    code = "import rfdetr, sys; rfdetr.build_model; print(sorted({'engine', 'hooks', 'jsonargparse'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_configurations_are_taken_apart_in_few_places():
+    """Everywhere else plain values are passed; but a ModelConfig travels in checkpoints."""
+    allowed = {"rfdetr/build.py", "rfdetr/config.py"}
     for path in FILES:
         place = path.relative_to(ROOT)
-        if place.parts[0] != "tools" and place.parts[:2] != ("rfdetr", "weights") and place.as_posix() not in allowed:
-            assert not imported_modules(parse(path)) & {"rfdetr.config", "rfdetr.training.sections"}, place
+        if place.parts[:2] not in (("rfdetr", "weights"), ("rfdetr", "training")) and place.as_posix() not in allowed:
+            assert not imported_modules(parse(path)) & {"rfdetr.config", "rfdetr.losses.config"}, place
 
 
 def test_no_import_cycles():
@@ -110,7 +119,7 @@ def test_setup_cfg_lists_every_package():
 
 
 def test_every_field_of_the_configuration_is_read():
-    sources = [ROOT / "rfdetr" / "build.py", ROOT / "rfdetr" / "config.py", *(ROOT / "tools").glob("*.py")]
+    sources = [ROOT / "rfdetr" / "build.py", *(ROOT / "rfdetr" / "training").glob("*.py")]
     read = {
         node.attr
         for path in sources

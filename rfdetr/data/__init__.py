@@ -6,12 +6,12 @@ from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD, preprocess, read_ima
 from rfdetr.data.label_map import Category, LabelMap
 from rfdetr.data.loader import DetectionLoader, eval_loader, train_loader
 from rfdetr.data.multi_scale import multi_scale_sizes
-from rfdetr.data.opening import open_dataset, read_label_map
+from rfdetr.data.opening import open_dataset
 from rfdetr.data.recipes import RECIPES, Recipe
 from rfdetr.data.samplers import EvalSampler, SampleKey, TrainBatchSampler
 
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "RECIPES", "Category", "DetectionDataset", "DetectionLoader", "EvalSampler", "LabelMap",
     "Recipe", "SampleKey", "TrainBatchSampler", "available_splits", "detect_format", "eval_loader", "multi_scale_sizes",
-    "open_dataset", "preprocess", "read_image", "read_label_map", "train_loader",
+    "open_dataset", "preprocess", "read_image", "train_loader",
 ]

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from rfdetr.data.class_matching import ClassMatch
 from rfdetr.data.label_map import Category, LabelMap
 from rfdetr.data.shared_memory import share
 
@@ -57,7 +58,7 @@ class RawSplit:
     category_ids: np.ndarray  # (M,) int64, all of them in categories
     areas: np.ndarray  # (M,) float64 in pixels; NaN where the file does not say
     is_crowd: np.ndarray  # (M,) bool
-    segmentations: list[bytes] | None = None  # M encoded masks (segmentations.py), None if not asked for
+    segmentations: list[bytes] | None = None  # M checked masks (mask_reading.py), None if not asked for
     open_image: Callable[[str], BinaryIO] | None = None  # opens a file name that is not a file under image_root (shards)
 
 
@@ -98,7 +99,13 @@ class Annotations:
         return replace(self, **arrays, **packed)
 
 
-def clean(raw: RawSplit, label_map: LabelMap, *, training: bool) -> tuple[Annotations, dict[str, int]]:
+def cut_boxes(raw: RawSplit) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes (M, 4) cut at the edges of their images, and which (M,) bool can be objects: finite, with an area."""
+    boxes = raw.boxes.clip(0, np.tile(raw.image_sizes[raw.image_indices][:, ::-1], 2))  # w, h, w, h
+    return boxes, np.isfinite(raw.boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+
+
+def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, training: bool) -> tuple[Annotations, dict[str, int]]:
     """Drop what cannot be an object, and count everything that was done.
 
     Args:
@@ -109,16 +116,14 @@ def clean(raw: RawSplit, label_map: LabelMap, *, training: bool) -> tuple[Annota
         the annotations, with images in the order of their ids, and the report: a count for each kind of dirt.
     """
     image_order = np.argsort(raw.image_ids, kind="stable")
-    limits = np.tile(raw.image_sizes[raw.image_indices][:, ::-1], 2)  # w, h, w, h
-    labels = label_map.labels_of(raw.category_ids)
+    inside, usable = cut_boxes(raw)
+    labels = classes.labels_of(raw.category_ids)
 
     crowds = raw.is_crowd if training else np.zeros_like(raw.is_crowd)
     unmapped = (labels < 0) & ~crowds
     candidates = ~crowds & ~unmapped
     finite = np.isfinite(raw.boxes).all(axis=1)
-    inside = raw.boxes.clip(0, limits)
-    solid = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])  # False for NaN
-    kept = candidates & finite & (solid | (not training))
+    kept = candidates & (usable if training else finite)
 
     place = np.empty(len(image_order), dtype=np.int64)
     place[image_order] = np.arange(len(image_order))
@@ -137,7 +142,7 @@ def clean(raw: RawSplit, label_map: LabelMap, *, training: bool) -> tuple[Annota
         open_image=raw.open_image,
     )
     moved = np.abs(inside - raw.boxes).max(axis=1, initial=0) > CLAMP_TOLERANCE
-    without_area = int((candidates & finite & ~solid).sum())
+    without_area = int((candidates & finite & ~usable).sum())
     return annotations, {
         "images": len(image_order), "background_images": int((counts == 0).sum()), "boxes": len(rows),
         "crowds": int(annotations.is_crowd.sum()), "crowds_dropped": int(crowds.sum()), "unmapped": int(unmapped.sum()),

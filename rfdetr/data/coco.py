@@ -1,29 +1,47 @@
 """Read COCO annotation files (also Roboflow's exports) into arrays; entries that are wrong become findings and are left out."""
 
 import json
+import os
+from array import array
 from collections.abc import Callable
-from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.box_reading import KINDS as BOX_KINDS
+from rfdetr.data.box_reading import read_boxes
 from rfdetr.data.findings import MAX_EXAMPLES, Findings, Kind
 from rfdetr.data.label_map import Category
-from rfdetr.data.segmentations import encode
+from rfdetr.data.mask_reading import KINDS as MASK_KINDS
+from rfdetr.data.mask_reading import polygon_extents, read_masks
 from rfdetr.errors import InputError
+from rfdetr.values import flags, numbers, rows_of_numbers, shown, whole_numbers
 
 EXPORT_AGAIN = "correct the file, or export the data set again"
+LISTS = ("images", "annotations", "categories")
+MAX_SIDE = 1_000_000  # pixels of an image; with MAX_PIXELS it keeps mistakes from taking all memory
+MAX_PIXELS = 2**31 - 1  # that run lengths can count
+MAX_AREA = 1e30  # square pixels; beyond it single precision ends
 KINDS = {
-    "image_entry": Kind("error", "files", "image entries without a usable id, file name, width or height", EXPORT_AGAIN),
-    "image_id_twice": Kind("error", "files", "images with an id that an image before them has", EXPORT_AGAIN),
-    "category_entry": Kind("error", "classes", "categories without a usable id or name", EXPORT_AGAIN),
-    "category_id_twice": Kind("error", "classes", "categories with an id that a category before them has", EXPORT_AGAIN),
-    "unknown_category": Kind("error", "classes", "annotations of a category that the file does not list", EXPORT_AGAIN),
-    "unknown_image": Kind("error", "boxes", "annotations on an image that the file does not list", EXPORT_AGAIN),
-    "bad_box": Kind("error", "boxes", "annotations whose 'bbox' is not four numbers x, y, width, height", EXPORT_AGAIN),
+    "not_an_entry": Kind("error", "files", "entries that are not objects {...}", EXPORT_AGAIN, "drops"),
+    "image_entry": Kind("error", "files", "image entries without a usable id, file name, width or height", EXPORT_AGAIN, "drops"),
+    "image_id_twice": Kind("error", "files", "images with an id that an image before them has", EXPORT_AGAIN, "drops"),
+    "category_entry": Kind("error", "classes", "categories without a usable id", EXPORT_AGAIN, "drops"),
+    "category_name": Kind("error", "classes", "categories whose name is not a text, called class_ID instead", EXPORT_AGAIN,
+                          "repairs"),
+    "category_id_twice": Kind("error", "classes", "categories with an id that a category before them has", EXPORT_AGAIN, "drops"),
+    "unknown_category": Kind("error", "classes", "annotations of a category that the file does not list", EXPORT_AGAIN, "drops"),
+    "unknown_image": Kind("error", "boxes", "annotations on an image that the file does not list", EXPORT_AGAIN, "drops"),
+    "bad_box": Kind("error", "boxes", "annotations whose 'bbox' is not four numbers x, y, width, height", EXPORT_AGAIN, "drops"),
+    "bad_crowd": Kind("error", "boxes", "annotations whose 'iscrowd' is neither 0 nor 1, taken for 0",
+                      f"1 is for regions of many objects that evaluation ignores; {EXPORT_AGAIN}", "repairs"),
+    "bad_area": Kind("warning", "boxes", "annotations whose 'area' is no possible number, taken from the box instead",
+                     "evaluation sorts objects into small, medium and large by it", "repairs"),
 }
+_ALL_KINDS = {**KINDS, **BOX_KINDS, **MASK_KINDS}
 
 
 def read_coco(annotation_file: Path, image_root: Path, *, findings: Findings, with_masks: bool = False) -> RawSplit:
@@ -45,27 +63,27 @@ def split_from_content(
     content: dict, source: Path | str, image_root: Path | str, *, findings: Findings, with_masks: bool = False
 ) -> RawSplit:
     """Make a split of what an annotation file holds; `source` is what messages name, the rest is as in `read_coco`."""
-    images, annotations, categories = (_rows(content, name, source) for name in ("images", "annotations", "categories"))
-    for name, rows in (("images", images), ("categories", categories)):
-        if not rows:
-            raise InputError(f"{source}: lists no {name}; {EXPORT_AGAIN}")
-    drop = _Drop(findings)
-    listed_ids = _integers(images, "id")[0]
-    images, image_ids = _drop_bad_images(images, drop)
-    found_categories = _read_categories(categories, drop)
-    annotations = _drop_bad_annotations(annotations, listed_ids, [category.id for category in found_categories], drop)
-    wanted = _integers(annotations, "image_id")[0]
-    known = np.isin(wanted, image_ids)  # the others are on image entries that were dropped, which is reported already
-    annotations, wanted = [row for row, is_known in zip(annotations, known) if is_known], wanted[known]
-    order = np.argsort(image_ids, kind="stable")
+    images, annotations, categories = (_rows(content, name, source, findings) for name in LISTS)
+    listed_ids = whole_numbers([image.get("id") for image in images])[0]
+    images, image_ids, image_sizes = _read_images(_Entries("images", images, findings), source)
+    categories = _read_categories(_Entries("categories", categories, findings), source)
+    entries, image_indices, category_ids = _place(_Entries("annotations", annotations, findings), listed_ids, image_ids,
+                                                  [category.id for category in categories])
+    numbers_of_boxes, valid = rows_of_numbers(entries.column("bbox"), 4)
+    entries.note("bad_box", ~valid, entries.quote("bbox"))
+    entries, image_indices, category_ids = entries.only(valid), image_indices[valid], category_ids[valid]
+    sizes = image_sizes[image_indices]
+    crowds, is_flag = flags(entries.column("iscrowd"))
+    entries.note("bad_crowd", ~is_flag, entries.quote("iscrowd"))
+    boxes, areas = read_boxes(numbers_of_boxes[valid], _read_areas(entries), sizes,
+                              lambda rows: polygon_extents([entries.rows[row].get("segmentation") for row in rows.tolist()]),
+                              lambda kind, rows, detail: entries.note(kind, rows, entries.quote("bbox", detail)))
+    masks, kept = _read_masks(entries, sizes) if with_masks else (None, np.ones(len(boxes), dtype=bool))
     return RawSplit(
         source=source, image_root=image_root, image_ids=image_ids, file_names=[image["file_name"] for image in images],
-        image_sizes=np.stack([_integers(images, side)[0] for side in ("height", "width")], axis=1), categories=found_categories,
-        category_ids=_integers(annotations, "category_id")[0], image_indices=order[np.searchsorted(image_ids[order], wanted)],
-        boxes=_boxes(annotations),
-        areas=np.array([_number_or_nan(row.get("area")) for row in annotations], dtype=np.float64),
-        is_crowd=np.array([bool(row.get("iscrowd", 0)) for row in annotations], dtype=bool),
-        segmentations=[encode(row.get("segmentation")) for row in annotations] if with_masks else None,
+        image_sizes=image_sizes, categories=categories, category_ids=category_ids[kept], image_indices=image_indices[kept],
+        boxes=boxes[kept], areas=areas[kept], is_crowd=crowds[kept],
+        segmentations=None if masks is None else list(compress(masks, kept)),
     )
 
 
@@ -79,94 +97,170 @@ def _read_file(path: Path) -> bytes:
 
 
 def parse_json(data: bytes, path: Path | str) -> dict:
-    """Read JSON whose outermost value is an object; `path` is what messages name."""
+    """Read JSON whose outermost value is an object; `path` is what messages name.
+
+    Polygons become arrays, which take a fourth of the memory of lists.
+    """
     try:
-        content = json.loads(data)
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+        del data  # half a gigabyte for a big file
+        repeated = any(text.count(f'"{name}"') > 1 for name in LISTS)
+        content = json.loads(text, object_hook=_compact) if not repeated else json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{path}: not valid JSON at {place} ({error.msg}); {EXPORT_AGAIN}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid JSON, byte {error.start} is not UTF-8; {EXPORT_AGAIN}") from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, thousands of brackets
+        raise InputError(f"{path}: not JSON that can be read ({str(error)[:80]}); {EXPORT_AGAIN}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, but COCO annotations are an object with the lists images, "
                          f"annotations and categories; {EXPORT_AGAIN}")
     return content
 
 
-def _rows(content: dict, name: str, path: Path | str) -> list[dict]:
+def _compact(entry: dict) -> dict:
+    polygons = entry.get("segmentation")
+    if type(polygons) is list and all(type(polygon) is list for polygon in polygons):
+        try:
+            entry["segmentation"] = [array("d", polygon) for polygon in polygons]
+        except (TypeError, OverflowError):  # something else than numbers, which mask_reading.py reports
+            pass
+    return entry
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    """Make an object of a file whose lists may stand there twice, of which json would silently take the last."""
+    keys = [key for key, _ in pairs]
+    twice = [name for name in LISTS if keys.count(name) > 1]
+    if twice:
+        raise ValueError(f"the list {twice[0]!r} stands there twice")
+    return _compact(dict(pairs))
+
+
+def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> list[dict]:
     """Return one of the file's lists of objects."""
     if name not in content:
-        raise InputError(f"{path}: the list {name!r} is missing (found: {_short(list(content))}); {EXPORT_AGAIN}")
+        raise InputError(f"{source}: the list {name!r} is missing (found: {_short(list(content))}); {EXPORT_AGAIN}")
     rows = content[name]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path}: {name!r} must be a list of objects; {EXPORT_AGAIN}")
-    return rows
+    if not isinstance(rows, list):
+        raise InputError(f"{source}: {name!r} must be a list of objects; {EXPORT_AGAIN}")
+    wrong = [place for place, row in enumerate(rows) if not isinstance(row, dict)]
+    findings.add("not_an_entry", KINDS["not_an_entry"],
+                 [f"entry {place} of {name} is {shown(rows[place])}" for place in wrong[:MAX_EXAMPLES]], count=len(wrong))
+    if len(rows) == len(wrong) and name != "annotations":
+        raise InputError(f"{source}: lists no {name}; {EXPORT_AGAIN}")
+    return [row for row in rows if isinstance(row, dict)] if wrong else rows
 
 
-class _Drop:
-    """Leaves bad rows out, with a finding that quotes each."""
+class _Entries:
+    """One of the file's lists, with what is wrong with its entries."""
 
-    def __init__(self, findings: Findings) -> None:
-        self._findings = findings
+    def __init__(self, name: str, rows: list[dict], findings: Findings) -> None:
+        self.name, self.rows, self._findings = name, rows, findings
 
-    def __call__(self, rows: list[dict], bad: np.ndarray, kind: str, name: str, describe: Callable[[dict], str]) -> list[dict]:
-        """Return the rows that are not `bad` (n,) bool; `name` is that of the file's list, `describe` says what is wrong."""
-        if not bad.any():
-            return rows
-        places = np.flatnonzero(bad)
-        examples = [f"{_entry(rows[place], int(place), name)} {describe(rows[place])}" for place in places[:MAX_EXAMPLES]]
-        self._findings.add(kind, KINDS[kind], examples, count=len(places))
-        return [row for row, is_bad in zip(rows, bad) if not is_bad]
+    def column(self, key: str) -> list:
+        return [row.get(key) for row in self.rows]
 
+    def only(self, kept: np.ndarray) -> "_Entries":
+        """Return the entries that are `kept` (n,) bool."""
+        return self if kept.all() else _Entries(self.name, list(compress(self.rows, kept)), self._findings)
 
-def _drop_bad_images(images: list[dict], drop: _Drop) -> tuple[list[dict], np.ndarray]:
-    """Return the usable image entries and their ids (N,) int64."""
-    whole = {key: _integers(images, key) for key in ("id", "width", "height")}
-    bad = ~np.all([valid for _, valid in whole.values()], axis=0)
-    bad |= (whole["width"][0] < 1) | (whole["height"][0] < 1) | [not _is_file_name(row.get("file_name")) for row in images]
-    images = drop(images, bad, "image_entry", "images", _describe_image)
-    image_ids = _integers(images, "id")[0]
-    again = _repeats(image_ids)
-    images = drop(images, again, "image_id_twice", "images", lambda row: f"({row['file_name']})")
-    return images, image_ids[~again]
+    def note(self, kind: str, bad: np.ndarray, describe: Callable[[int], str]) -> None:
+        """Report the entries that are `bad` (n,) bool; `describe` says what is wrong with one."""
+        places = np.flatnonzero(bad).tolist()
+        examples = [f"{self._title(place)} {describe(place)}" for place in places[:MAX_EXAMPLES]]
+        self._findings.add(kind, _ALL_KINDS[kind], examples, count=len(places))
 
+    def quote(self, key: str, detail: Callable[[int], str] = lambda place: "") -> Callable[[int], str]:
+        """Return a description of entries: the value of `key`, and a detail."""
+        def describe(place: int) -> str:
+            row = self.rows[place]
+            return (f"has {key!r} {shown(row[key])} {detail(place)}" if key in row else f"has no {key!r}").strip()
+        return describe
 
-def _describe_image(row: dict) -> str:
-    wrong = [key for key in ("id", "width", "height") if not _is_integer(row.get(key)) or key != "id" and row[key] < 1]
-    wrong += ["file_name"] if not _is_file_name(row.get("file_name")) else []
-    return " and ".join(f"has {key!r} {row[key]!r}" if key in row else f"has no {key!r}" for key in wrong)
+    def _title(self, place: int) -> str:
+        """Name an entry by its id, or its place where it has none."""
+        row = self.rows[place]
+        return f"the entry of {self.name} with id {shown(row['id'])}" if "id" in row else f"entry {place} of {self.name}"
 
 
-def _read_categories(rows: list[dict], drop: _Drop) -> list[Category]:
-    bad = ~_integers(rows, "id")[1] | ["name" not in row for row in rows]
-    rows = drop(rows, bad, "category_entry", "categories", lambda row: f"is {str(row)[:80]}")
-    rows = drop(rows, _repeats(_integers(rows, "id")[0]), "category_id_twice", "categories", lambda row: f"({row['name']!r})")
-    return [Category(int(row["id"]), str(row["name"]), row.get("supercategory")) for row in rows]
+def _read_images(entries: _Entries, source: Path | str) -> tuple[list[dict], np.ndarray, np.ndarray]:
+    """Return the usable image entries, their ids (N,) and sizes (N, 2) h, w."""
+    (ids, has_id), (heights, has_height), (widths, has_width) = (
+        whole_numbers(entries.column(key)) for key in ("id", "height", "width"))
+    sizes = np.stack([heights, widths], axis=1)
+    for has_side, sides in ((has_height, heights), (has_width, widths)):
+        has_side &= (sides >= 1) & (sides <= MAX_SIDE)
+    has_size = has_height & has_width & (sizes.clip(0, MAX_SIDE).prod(axis=1) <= MAX_PIXELS)
+    has_name = np.array([_is_text(name) for name in entries.column("file_name")], dtype=bool)
+
+    def describe(place: int) -> str:
+        checked = {"id": has_id, "width": has_width, "height": has_height, "file_name": has_name}
+        wrong = [key for key, is_good in checked.items() if not is_good[place]]
+        wrong = wrong or ["width", "height"]  # both together are too large
+        return " and ".join(entries.quote(key)(place) for key in wrong)
+
+    usable = has_id & has_size & has_name
+    entries.note("image_entry", ~usable, describe)
+    if not usable.any():
+        raise InputError(f"{source}: none of its images can be used; the first {describe(0)}; {EXPORT_AGAIN}")
+    entries, ids, sizes = entries.only(usable), ids[usable], sizes[usable]
+    again = _repeats(ids)
+    entries.note("image_id_twice", again, lambda place: f"({entries.rows[place]['file_name']})")
+    return entries.only(~again).rows, ids[~again], sizes[~again]
 
 
-def _drop_bad_annotations(rows: list[dict], image_ids: np.ndarray, category_ids: list[int], drop: _Drop) -> list[dict]:
-    for kind, key, known in (("unknown_category", "category_id", category_ids), ("unknown_image", "image_id", image_ids)):
-        values, valid = _integers(rows, key)
-        rows = drop(rows, ~(valid & np.isin(values, known)), kind, "annotations", partial(_quote, key=key))
-    bad = np.array([not _is_box(row.get("bbox")) for row in rows], dtype=bool)
-    return drop(rows, bad, "bad_box", "annotations", partial(_quote, key="bbox"))
+def _read_categories(entries: _Entries, source: Path | str) -> list[Category]:
+    ids, has_id = whole_numbers(entries.column("id"))
+    entries.note("category_entry", ~has_id, lambda place: f"is {shown(entries.rows[place])}")
+    if not has_id.any():
+        raise InputError(f"{source}: none of its categories has an id that is a whole number; {EXPORT_AGAIN}")
+    entries, ids = entries.only(has_id), ids[has_id]
+    again = _repeats(ids)
+    entries.note("category_id_twice", again, lambda place: f"({shown(entries.rows[place].get('name'))})")
+    entries, ids = entries.only(~again), ids[~again].tolist()
+    names = [str(name) if type(name) is int else name for name in entries.column("name")]
+    has_name = np.array([name == "" or _is_text(name) for name in names], dtype=bool)
+    entries.note("category_name", ~has_name, entries.quote("name"))
+    parents = [parent if _is_text(parent) else None for parent in entries.column("supercategory")]
+    return [Category(id_, name if ok else f"class_{id_}", parent) for id_, name, ok, parent in zip(ids, names, has_name, parents)]
 
 
-def _boxes(annotations: list[dict]) -> np.ndarray:
-    """Return the boxes (M, 4) float64 as xyxy; the files have x, y, width, height."""
-    boxes = np.array([row["bbox"] for row in annotations], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
+def _place(
+    entries: _Entries, listed_ids: np.ndarray, image_ids: np.ndarray, category_ids: list[int]
+) -> tuple[_Entries, np.ndarray, np.ndarray]:
+    """Return the annotations whose image and category there are, which image (M,) each is on, and its category id (M,)."""
+    for kind, key, known in (("unknown_category", "category_id", category_ids), ("unknown_image", "image_id", listed_ids)):
+        values, valid = whole_numbers(entries.column(key))
+        valid &= np.isin(values, known)
+        entries.note(kind, ~valid, entries.quote(key))
+        entries = entries.only(valid)
+    wanted = whole_numbers(entries.column("image_id"))[0]
+    is_usable = np.isin(wanted, image_ids)  # the others are on image entries that are reported already
+    entries, wanted = entries.only(is_usable), wanted[is_usable]
+    order = np.argsort(image_ids, kind="stable")
+    return entries, order[np.searchsorted(image_ids[order], wanted)], whole_numbers(entries.column("category_id"))[0]
 
 
-def _integers(rows: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a column (n,) int64, and which of its values (n,) bool are whole numbers; the others read 0."""
-    column = [row.get(key) for row in rows]
-    try:
-        return np.array(column, dtype=np.int64).reshape(len(rows)), np.ones(len(rows), dtype=bool)
-    except (TypeError, ValueError, OverflowError):
-        valid = np.array([_is_integer(value) for value in column], dtype=bool)
-        return np.array([value if ok else 0 for value, ok in zip(column, valid)], dtype=np.int64), valid
+def _read_areas(entries: _Entries) -> np.ndarray:
+    """Return the areas (M,) float64, NaN where there is none that can be."""
+    column = entries.column("area")
+    areas, _ = numbers(column)
+    given = np.array([value is not None for value in column], dtype=bool)
+    possible = (areas >= 0) & (areas <= MAX_AREA)  # False for NaN
+    entries.note("bad_area", given & ~possible, entries.quote("area"))
+    return np.where(possible, areas, np.nan)
+
+
+def _read_masks(entries: _Entries, sizes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Return the encoded masks, and which (M,) bool can be used; the entries lose theirs, since both together are much."""
+    masks, found = read_masks([row.pop("segmentation", None) for row in entries.rows], sizes)
+    for kind, rows in found.items():
+        entries.note(kind, np.isin(np.arange(len(masks)), list(rows)), rows.__getitem__)
+    kept = np.ones(len(masks), dtype=bool)
+    kept[list(found["bad_mask"])] = False
+    return masks, kept
 
 
 def _repeats(values: np.ndarray) -> np.ndarray:
@@ -176,32 +270,12 @@ def _repeats(values: np.ndarray) -> np.ndarray:
     return again
 
 
-def _is_integer(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
+    """Tell whether this is a text that files and terminals take."""
     try:
-        return np.array(value, dtype=np.int64).ndim == 0
-    except (TypeError, ValueError, OverflowError):
+        return isinstance(value, str) and value != "" and "\0" not in value and os.fsencode(value) != b""
+    except UnicodeEncodeError:
         return False
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(number, (int, float)) for number in value)
-
-
-def _is_file_name(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value
-
-
-def _number_or_nan(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else np.nan
-
-
-def _entry(row: dict, place: int, name: str) -> str:
-    """Name an entry in a message by its id, or its place where it has none."""
-    return f"entry {place} of {name}" if "id" not in row else f"the entry of {name} with id {row['id']}"
-
-
-def _quote(row: dict, key: str) -> str:
-    return f"has {key!r} {str(row[key])[:80]}" if key in row else f"has no {key!r}"
 
 
 def _short(values: list) -> str:

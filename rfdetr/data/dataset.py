@@ -81,18 +81,6 @@ class DetectionDataset(Dataset):
     def with_masks(self) -> bool:
         return self._annotations.segmentations is not None
 
-    @property
-    def class_counts(self) -> dict[str, int]:
-        """Number of boxes of each class, crowds left out."""
-        labels = self._annotations.labels[~self._annotations.is_crowd]
-        names = self.label_map.names
-        return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist()))
-
-    @property
-    def boxes_per_image(self) -> np.ndarray:
-        """Number of boxes on each image, (N,)."""
-        return np.diff(self._annotations.offsets)
-
     def __len__(self) -> int:
         return self.num_images
 
@@ -121,7 +109,7 @@ class DetectionDataset(Dataset):
         num_bytes = height * width * (3 * 4 + 1)  # float32, and the mask of the padding
         if self.with_masks:
             pixels = height * width if size else self._annotations.image_sizes.prod(axis=1)
-            num_bytes += float((self.boxes_per_image * pixels).mean())
+            num_bytes += float((np.diff(self._annotations.offsets) * pixels).mean())
         return num_bytes
 
     def share_memory(self) -> None:

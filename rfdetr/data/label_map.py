@@ -1,15 +1,19 @@
 """Which category id of the annotation files is which label of the model, and what it is called."""
 
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rfdetr.errors import InputError
 
 NO_PARENT = ("", "none", "null", None)  # what exporters write as supercategory where there is none
-MAX_ROWS_SHOWN = 12
+MAX_SHOWN = 12  # classes in a message
+MAX_CLASSES = 100_000  # of a label map, and the largest raw label: a head has a row for each
+MAX_NAME = 1000  # characters
+_INT64 = np.iinfo(np.int64)
 
 
 class Category(NamedTuple):
@@ -33,13 +37,22 @@ class LabelMap:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        if not self.category_ids or len(self.category_ids) != len(self.category_names):
-            raise InputError(f"label map: {len(self.category_ids)} category ids and {len(self.category_names)} names; "
-                             "it needs at least one class, and one name for each")
-        if list(self.category_ids) != sorted(set(self.category_ids)):
-            raise InputError(f"label map: the category ids {list(self.category_ids)} must ascend, each id once")
-        if self.raw and self.category_ids[0] < 0:
-            raise InputError(f"label map: category id {self.category_ids[0]} cannot be a label; use contiguous labels instead")
+        ids, names = self.category_ids, self.category_names
+        if not 0 < len(ids) == len(names) <= MAX_CLASSES:
+            raise InputError(f"label map: {len(ids)} category ids and {len(names)} names; it needs at least one class, at most "
+                             f"{MAX_CLASSES}, and one name for each")
+        for id_ in ids:
+            if type(id_) is not int or not _INT64.min <= id_ <= _INT64.max:
+                raise InputError(f"label map: {_short(id_)} cannot be a category id; it must be a whole number of 64 bits")
+        for name in names:
+            if not isinstance(name, str) or len(name) > MAX_NAME:
+                raise InputError(f"label map: {_short(name)} cannot be the name of a class; it must be a text of at most "
+                                 f"{MAX_NAME} characters")
+        if any(id_ >= after for id_, after in zip(ids, ids[1:])):
+            raise InputError(f"label map: the category ids {_short(ids)} must ascend, each id once")
+        if self.raw and not 0 <= ids[0] <= ids[-1] <= MAX_CLASSES:
+            raise InputError(f"label map: category ids {ids[0]} to {ids[-1]} cannot be labels, which are 0 to {MAX_CLASSES}; use "
+                             "contiguous labels instead")
 
     @classmethod
     def from_categories(cls, categories: Iterable[Category], annotated_ids: Iterable[int], *, raw: bool = False) -> "LabelMap":
@@ -52,7 +65,7 @@ class LabelMap:
             raw: keep category ids as labels and leave nothing out.
         """
         ordered = sorted(categories, key=lambda category: category.id)
-        kept = ordered if raw else _without_groups(ordered, set(annotated_ids)) or ordered
+        kept = ordered if raw else without_groups(ordered, annotated_ids)
         return cls(tuple(category.id for category in kept), _distinct_names(kept), raw)
 
     @property
@@ -67,6 +80,18 @@ class LabelMap:
             return list(self.category_names)
         known = dict(zip(self.category_ids, self.category_names))
         return [known.get(label, f"id_{label}") for label in range(self.num_classes + 1)]
+
+    @property
+    def labels(self) -> dict[int, int]:
+        """Category id -> label."""
+        return dict(zip(self.category_ids, self.category_ids if self.raw else range(len(self.category_ids))))
+
+    @property
+    def categories(self) -> list[Category]:
+        """The classes as a data set lists them, without what was added to the names that several of them share."""
+        rows = list(zip(self.category_ids, self.category_names))
+        shared = Counter(name.removesuffix(_suffix(id_)) for id_, name in rows)
+        return [Category(id_, plain if shared[plain := name.removesuffix(_suffix(id_))] > 1 else name) for id_, name in rows]
 
     def labels_of(self, category_ids: np.ndarray) -> np.ndarray:
         """Return the labels of an array of category ids, -1 where the map does not have the id."""
@@ -83,58 +108,59 @@ class LabelMap:
 
     def to_dict(self) -> dict:
         """Return plain values, for JSON files and checkpoints."""
-        labels = self.category_ids if self.raw else range(len(self.category_ids))
-        rows = zip(labels, self.category_ids, self.category_names)
+        rows = zip(self.labels.values(), self.category_ids, self.category_names)
         return {"kind": "coco" if self.raw else "contiguous",
                 "classes": [{"label": label, "category_id": id_, "name": name} for label, id_, name in rows]}
 
     @classmethod
-    def from_dict(cls, values: dict) -> "LabelMap":
-        """Make the map again from what `to_dict` returned."""
-        try:
-            raw = {"coco": True, "contiguous": False}[values["kind"]]
-            labels, ids, names = zip(*[(row["label"], row["category_id"], row["name"]) for row in values["classes"]])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"this is not a label map ({error!r}): {str(values)[:200]}; it must be what LabelMap.to_dict wrote"
-                             ) from None
-        made = cls(ids, names, raw)
-        if made.to_dict() != {"kind": values["kind"], "classes": list(values["classes"])}:
-            raise InputError(f"label map: the labels {list(labels)} do not fit category ids {list(ids)} of kind {values['kind']}")
+    def from_dict(cls, values: Any) -> "LabelMap":
+        """Make the map again from what `to_dict` returned; the values may come from anywhere."""
+        rows = values.get("classes") if isinstance(values, dict) else None
+        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"this is not a label map: {_short(values)}; it must be what LabelMap.to_dict wrote")
+        labels, ids, names = (tuple(row.get(key) for row in rows) for key in ("label", "category_id", "name"))
+        if values.get("kind") not in ("coco", "contiguous"):
+            raise InputError(f"label map: its kind is {_short(values.get('kind'))}; it must be contiguous or coco")
+        made = cls(ids, names, values["kind"] == "coco")
+        if not all(type(label) is int for label in labels) or dict(zip(ids, labels)) != made.labels:
+            raise InputError(f"label map: the labels {_short(labels)} do not fit the category ids {_short(ids)} of kind "
+                             f"{values['kind']}")
         return made
 
-    def differences(self, other: "LabelMap", *, mine: str = "this map", theirs: str = "the other") -> str:
-        """Return both maps side by side where they differ, as text; an empty string where they are equal."""
-        if self == other:
-            return ""
-        if self.raw != other.raw:
-            return f"{mine} has {_kind(self)}, {theirs} has {_kind(other)}"
-        rows, other_rows = _rows(self), _rows(other)
-        different = [label for label in sorted({*rows, *other_rows}) if rows.get(label) != other_rows.get(label)]
-        lines = [f"  {label}: {rows.get(label, '-')} | {other_rows.get(label, '-')}" for label in different[:MAX_ROWS_SHOWN]]
-        if len(different) > MAX_ROWS_SHOWN:
-            lines.append(f"  and {len(different) - MAX_ROWS_SHOWN} more")
-        return "\n".join([f"label: {mine} ({len(rows)} classes) | {theirs} ({len(other_rows)} classes)", *lines])
+
+def without_groups(categories: Sequence[Category], annotated_ids: Iterable[int]) -> list[Category]:
+    """Drop each category that another one names as its supercategory and that has no annotation itself, unless all would go."""
+    annotated, members = set(annotated_ids), defaultdict(set)
+    for category in categories:
+        if isinstance(category.supercategory, str) and category.supercategory not in NO_PARENT:
+            members[category.supercategory].add(category.id)
+    kept = [category for category in categories
+            if category.id in annotated or not members.get(category.name, set()) - {category.id}]
+    return kept or list(categories)
 
 
-def _without_groups(categories: list[Category], annotated_ids: set[int]) -> list[Category]:
-    """Drop each category that another one names as its supercategory and that has no annotation itself."""
-    def groups_others(category: Category) -> bool:
-        return category.name not in NO_PARENT and any(
-            other.supercategory == category.name for other in categories if other.id != category.id)
-
-    return [category for category in categories if category.id in annotated_ids or not groups_others(category)]
+def show_classes(classes: Collection[Category]) -> str:
+    """List classes for a message."""
+    shown = [f"{_short(category.name)} (id {category.id})" for category in list(classes)[:MAX_SHOWN]]
+    return ", ".join(shown) + (f", ... ({len(classes)} in all)" if len(classes) > MAX_SHOWN else "")
 
 
 def _distinct_names(categories: list[Category]) -> tuple[str, ...]:
     """Names of the categories; those that several share get their id behind, since metrics are reported by name."""
-    names = [category.name for category in categories]
-    return tuple(f"{name} (id {category.id})" if names.count(name) > 1 else name for name, category in zip(names, categories))
+    counts = Counter(category.name for category in categories)
+    return tuple(name + _suffix(id_) if counts[name] > 1 else name for id_, name, _ in categories)
 
 
-def _kind(label_map: LabelMap) -> str:
-    return "category ids as labels" if label_map.raw else "contiguous labels"
+def _suffix(category_id: int) -> str:
+    return f" (id {category_id})"
 
 
-def _rows(label_map: LabelMap) -> dict[int, str]:
-    classes = label_map.to_dict()["classes"]
-    return {row["label"]: f"{row['name']!r} (category id {row['category_id']})" for row in classes}
+def _short(value: Any) -> str:
+    """Show the beginning of a value that may be anything; to write all of it out could take for ever."""
+    if isinstance(value, (list, tuple)):
+        parts = [f"a {type(part).__name__}" if isinstance(part, (list, tuple)) else _short(part) for part in value[:8]]
+        return f"[{', '.join(parts)}{', ...' if len(value) > 8 else ''}]"
+    if not isinstance(value, (str, int, float, type(None))) or isinstance(value, int) and abs(value) > 10**100:
+        return f"a {type(value).__name__}"
+    shown = repr(value[:100] if isinstance(value, str) else value)
+    return f"{shown[:100]}..." if len(shown) > 100 else shown

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rfdetr.data.annotations import RawSplit, clean, describe
 from rfdetr.data.cache import read_files
+from rfdetr.data.class_matching import match_classes
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
 from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
@@ -47,12 +49,11 @@ def open_dataset(
         image_size: (H, W) of the samples, unless a sample's key says otherwise.
         paths: files of a COCO data set that is laid out differently (formats.read_split).
         training: leave crowd regions out and apply `augment`; otherwise crowds stay, marked as such.
-        label_map: that of the training split or of a checkpoint; None makes it from the train split; "coco" keeps category
-            ids as labels.
+        label_map: that of the training split or of a checkpoint, whose classes are found by name (`match_classes`); None makes
+            it from the train split; "coco" keeps category ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
         on_bad_image, exif: see `DetectionDataset`.
-        white_level, max_pixels: see `read_image`; a white level of None is decided by the train split's pictures, once for all
-            splits (white_level.py), and is then `DetectionDataset.white_level`.
+        white_level, max_pixels: see `read_image`; None: decided by the train split's pictures for all splits (white_level.py).
         cache: "ram" keeps the files of all images in memory.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
@@ -64,67 +65,45 @@ def open_dataset(
     if not isinstance(label_map, LabelMap):
         train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, format, paths)
         label_map = _make_label_map(train, label_map)
-    _check_names(raw, label_map)
-    annotations, report = clean(raw, label_map, training=training)
+    match = match_classes(raw.categories, np.unique(raw.category_ids).tolist(), label_map, source=raw.source)
+    for level, text in match.remarks():
+        logger.log(level, "%s: %s", raw.source, text)
+    annotations, report = clean(raw, match, training=training)
     if with_masks:
         report["without_mask"] = sum(1 for row in range(len(annotations.boxes)) if not annotations.segmentations[row])
     _check_content(raw, report, split, training, with_masks)
     recipe = _augmentation(augment) if training else RECIPES["none"]
     is_dirty = any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "unmatchable", "without_mask"))
-    log = logger.warning if is_dirty else logger.info
     found_format = detect_format(dataset_dir, format) if paths is None else "coco"
-    log("%s split: %s (%s, format %s)", split, describe(report), raw.source, found_format)
+    logger.log(logging.WARNING if is_dirty else logging.INFO, "%s split: %s (%s, format %s)", split, describe(report), raw.source,
+               found_format)
     if cache == "ram":
         annotations = replace(annotations, file_contents=read_files(annotations))
-    if white_level is None and (white_level := find_white_level(raw, max_pixels=max_pixels)) and split != "train":
-        if "train" in available_splits(dataset_dir, format, paths):
-            train = read_split(dataset_dir, "train", format=format, paths=paths)
-            white_level = find_white_level(train, max_pixels=max_pixels) or white_level
+    if white_level is None:
+        find_train = None if split == "train" else partial(_find_train, dataset_dir, format, paths)
+        white_level = find_white_level(raw, find_train, max_pixels=max_pixels)
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
                             on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
 
 
-def read_label_map(
-    dataset_dir: str | Path, *, format: str = "auto", paths: Paths | None = None, label_map: str | None = None
-) -> LabelMap:
-    """Make the label map of a data set from its train split."""
-    return _make_label_map(_read_train(dataset_dir, "train", format, paths), label_map)
+def _find_train(dataset_dir: str | Path, format: str, paths: Paths | None) -> RawSplit | None:
+    if "train" not in available_splits(dataset_dir, format, paths):
+        return None
+    return read_split(dataset_dir, "train", format=format, paths=paths)
 
 
 def _read_train(dataset_dir: str | Path, split: str, format: str, paths: Paths | None) -> RawSplit:
-    if "train" not in available_splits(dataset_dir, format, paths):
+    train = _find_train(dataset_dir, format, paths)
+    if train is None:
         raise InputError(f"{dataset_dir}: the label map of the {split} split is made from the train split, and there is none; "
                          "give the label map of the checkpoint")
-    return read_split(dataset_dir, "train", format=format, paths=paths)
+    return train
 
 
 def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:
     if kind not in (None, "coco"):
         raise InputError(f"data.label_map: {kind!r} is unknown; it must be coco (category ids are the labels) or left out")
     return LabelMap.from_categories(train.categories, np.unique(train.category_ids).tolist(), raw=kind == "coco")
-
-
-def _check_names(raw: RawSplit, label_map: LabelMap) -> None:
-    """Refuse a split that uses the map's category ids for other classes; a mere change of a name is a warning."""
-    used = set(np.unique(raw.category_ids).tolist())
-    names = dict(zip(label_map.category_ids, label_map.category_names))
-    shared = [category for category in raw.categories if category.id in used & names.keys()]
-    renamed = [c for c in shared if names[c.id] not in (c.name, f"{c.name} (id {c.id})")]
-    for category in renamed:
-        if category.name in names.values():
-            raise InputError(f"{raw.source}: category id {category.id} is {category.name!r} here, "
-                             f"but {names[category.id]!r} in the label map, which has that name for another id; "
-                             "use the same category ids in all splits")
-    listed = ", ".join(f"{category.id}: {category.name!r} for {names[category.id]!r}" for category in renamed[:8])
-    if len(shared) > 1 and all(category.name.casefold() != names[category.id].casefold() for category in shared):
-        raise InputError(f"{raw.source}: these are other classes than those of the label map ({listed}); use the data that it "
-                         "was made for, or correct the names")
-    if renamed:
-        logger.warning("%s: some categories have other names than in the label map (%s); the ids decide", raw.source, listed)
-    unknown = [category for category in raw.categories if category.id in used and category.id not in names]
-    if unknown:
-        listed = ", ".join(f"{category.name!r} (id {category.id})" for category in unknown[:8])
-        logger.warning("%s: boxes of categories that the label map does not have are left out: %s", raw.source, listed)
 
 
 def _check_content(raw: RawSplit, report: dict[str, int], split: str, training: bool, with_masks: bool) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.coco_writer import image_entry, row_entry
 from rfdetr.data.formats import available_splits, detect_format, read_split
 from rfdetr.data.images import IMAGE_SUFFIXES
-from rfdetr.data.segmentations import decode
 from rfdetr.data.shards import CATEGORIES, find_shards, scan_shards
 from rfdetr.errors import InputError
 from rfdetr.files import appearing_folder, write_json
@@ -40,7 +40,7 @@ def pack_dataset(dataset_dir: str | Path, output: Path, *, format: str = "auto",
         for split, shards in find_shards(folder).items():
             content = scan_shards(shards)
             content["categories"] = [category._asdict() for category in packed[split].categories]
-            (folder / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
+            (folder / f"{split}.json").write_text(json.dumps(content, default=list), encoding="utf-8")  # polygons are arrays
     return packed
 
 
@@ -64,21 +64,7 @@ def pack_split(raw: RawSplit, folder: Path, split: str, shard_bytes: int) -> Non
 
 def _entry(raw: RawSplit, index: int, rows: np.ndarray) -> dict[str, Any]:
     """Return COCO's entry of an image, with its annotations in it."""
-    height, width = raw.image_sizes[index].tolist()
-    return {"id": int(raw.image_ids[index]), "file_name": raw.file_names[index], "width": width, "height": height,
-            "annotations": [_annotation(raw, row) for row in rows.tolist()]}
-
-
-def _annotation(raw: RawSplit, row: int) -> dict[str, Any]:
-    left, top, right, bottom = raw.boxes[row].tolist()
-    annotation = {"id": row + 1, "category_id": int(raw.category_ids[row]), "bbox": [left, top, right - left, bottom - top],
-                  "iscrowd": int(raw.is_crowd[row])}
-    if np.isfinite(raw.areas[row]):
-        annotation["area"] = float(raw.areas[row])
-    segmentation = decode(raw.segmentations[row])
-    if segmentation:
-        annotation["segmentation"] = segmentation
-    return annotation
+    return {**image_entry(raw, index), "annotations": [row_entry(raw, row, row + 1) for row in rows.tolist()]}
 
 
 def _read_picture(raw: RawSplit, name: str) -> bytes:

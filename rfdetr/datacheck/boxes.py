@@ -17,17 +17,18 @@ SAME_OBJECT_IOU = 0.8  # of boxes of one class; neighbours in crowded pictures s
 SAME_BOX_IOU = 0.98  # of boxes of different classes; a rider and his horse may overlap by 0.95
 MANY_WRONG = 0.2  # of the boxes: not slips, but the wrong units or the wrong image sizes
 ENOUGH_BOXES = 20  # for judging shares
-UNIT_SQUARE = 1.5  # no box in pixels ends within this, all boxes in fractions do
 
 KINDS = {
-    "not_finite": Kind("warning", "boxes", "boxes with NaN or infinite numbers", "training drops them; correct or delete them"),
-    "zero_size": Kind("warning", "boxes", "boxes without an area", "training drops them; draw them again or delete them"),
+    "not_finite": Kind("warning", "boxes", "boxes with NaN or infinite numbers",
+                       "training drops them; correct or delete them", "drops"),
+    "zero_size": Kind("warning", "boxes", "boxes without an area", "training drops them; draw them again or delete them",
+                      "drops"),
+    "turned": Kind("warning", "boxes", "boxes with a negative width or height, probably drawn from another corner",
+                   "training drops them; write them from the left top corner", "repairs"),
     "outside": Kind("warning", "boxes", "boxes that lie wholly outside their image",
-                    "training drops them; look whether they belong to another image"),
+                    "training drops them; look whether they belong to another image", "drops"),
     "over_edge": Kind("warning", "boxes", f"boxes that leave their image by more than {EDGE_TOLERANCE:.0f} pixel",
-                      "training cuts them at the edge; --fix writes them cut"),
-    "fractions": Kind("error", "boxes", "boxes in fractions of the image instead of pixels",
-                      "multiply them by the width and height of their image"),
+                      "training cuts them at the edge", "repairs"),
     "do_not_fit": Kind("error", "boxes", "boxes that do not fit their image, too many for slips",
                        "boxes must be x, y, width, height (not x1, y1, x2, y2) in pixels, of the stated width and height"),
     "speck": Kind("warning", "boxes", f"boxes thinner than {SPECK_SIDE:.0f} pixels and below {SPECK_AREA:.0f} square pixels",
@@ -39,7 +40,7 @@ KINDS = {
     "extreme_aspect": Kind("warning", "boxes", f"boxes more than {EXTREME_ASPECT:.0f} times as long as wide",
                            "look whether they are slips; such boxes are hard to learn"),
     "duplicate": Kind("warning", "boxes", f"second boxes on an object of the same class (IoU above {SAME_OBJECT_IOU})",
-                      "delete one of each pair: the model is taught to find the object twice; --fix drops the later one"),
+                      "delete the later one of each pair: the model is taught to find the object twice", "drops"),
     "two_classes": Kind("warning", "boxes", "boxes that are there again with another class",
                         "delete the wrong one of each pair; one box can have one class only"),
     "too_many_objects": Kind("warning", "boxes", "images with more objects than the model has queries",
@@ -58,9 +59,6 @@ def check_boxes(split: SplitCheck, input_size: tuple[int, int], num_queries: int
     raw = split.raw
     finite = np.isfinite(raw.boxes).all(axis=1)
     split.note_objects("not_finite", KINDS["not_finite"], np.flatnonzero(~finite))
-    if _are_fractions(split, finite):
-        split.note_objects("fractions", KINDS["fractions"], np.flatnonzero(finite))
-        return
     _check_places(split, finite)
     _check_sizes(split, input_size)
     _check_overlaps(split)
@@ -72,28 +70,30 @@ def check_boxes(split: SplitCheck, input_size: tuple[int, int], num_queries: int
     split.note_objects("crowd", KINDS["crowd"], np.flatnonzero(raw.is_crowd))
 
 
-def _are_fractions(split: SplitCheck, finite: np.ndarray) -> bool:
-    boxes = split.raw.boxes[finite]
-    return len(boxes) > 0 and boxes.max() <= UNIT_SQUARE and split.raw.image_sizes.min() > 10 * UNIT_SQUARE and boxes.max() > 0
-
-
 def _check_places(split: SplitCheck, finite: np.ndarray) -> None:
     """Find boxes without an area and those that do not lie in their image; many of these are one error instead."""
     raw = split.raw
-    empty = finite & (split.sides <= 0).any(axis=1)
-    finite = finite & ~_reported_by_reader(split)
+    turned = finite & (split.sides < 0).any(axis=1) & (split.sides != 0).all(axis=1)
+    empty = finite & (split.sides <= 0).any(axis=1) & ~turned
+    finite = finite & ~turned & ~_reported_by_reader(split)
     outside = finite & ~empty & ~split.usable
     beyond = np.maximum(-raw.boxes[:, :2], raw.boxes[:, 2:] - split.limits[:, 2:]).max(axis=1, initial=0)
     over = finite & split.usable & (beyond > EDGE_TOLERANCE)
-    wrong = outside | over | (split.sides < 0).any(axis=1)
+    wrong = outside | over
     if wrong.sum() >= max(ENOUGH_BOXES * MANY_WRONG, len(wrong) * MANY_WRONG) and len(wrong) >= ENOUGH_BOXES:
         split.note_objects("do_not_fit", KINDS["do_not_fit"], np.flatnonzero(wrong), _image_size(split))
-        empty = empty & ~wrong
     else:
         split.note_objects("outside", KINDS["outside"], np.flatnonzero(outside), _image_size(split))
         rows = np.flatnonzero(over)
         split.note_objects("over_edge", KINDS["over_edge"], rows[np.argsort(-beyond[rows], kind="stable")], _image_size(split))
     split.note_objects("zero_size", KINDS["zero_size"], np.flatnonzero(empty))
+    split.note_objects("turned", KINDS["turned"], np.flatnonzero(turned))
+
+
+def upright(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (M, 4) xyxy with the smaller x and y in front."""
+    corners = boxes.reshape(-1, 2, 2)
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 
 
 def _reported_by_reader(split: SplitCheck) -> np.ndarray:

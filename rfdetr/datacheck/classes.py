@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from rfdetr.data.class_matching import ClassMatch, match_classes, normal_name
 from rfdetr.data.findings import Kind
 from rfdetr.data.label_map import LabelMap
 from rfdetr.datacheck.split_check import SplitCheck
+from rfdetr.errors import InputError
 
 FEW_OBJECTS = 10
 IMBALANCE = 100  # times as many objects as the rarest class that has enough
@@ -14,12 +16,14 @@ MANY_BACKGROUND = 0.5  # of the images
 
 KINDS = {
     "no_name": Kind("warning", "classes", "categories without a name", "give each a name; metrics are reported by name"),
-    "name_twice": Kind("warning", "classes", "names that several categories have (capitals and spaces aside)",
+    "name_twice": Kind("warning", "classes", "names that several categories have (capitals, spaces and the like aside)",
                        "merge these categories, or tell them apart"),
-    "ids_swapped": Kind("error", "classes", "categories that stand for another class than in the train split",
-                        "use the same category ids in all splits; export them together"),
-    "renamed": Kind("warning", "classes", "categories with another name than in the train split",
-                    "the ids decide, so look whether they mean the same; use the same names"),
+    "other_classes": Kind("error", "classes", "splits whose classes are not those of the train split",
+                          "give the same classes the same names in all splits; export them together"),
+    "other_ids": Kind("info", "classes", "classes with another id or spelling than in the train split, matched by name",
+                      "nothing to do if they mean the same"),
+    "other_numbers": Kind("warning", "classes", "classes without names here or in the train split, matched by their ids or order",
+                          "look whether they mean the same; name the classes in all splits"),
     "no_objects": Kind("warning", "classes", "classes without a box in the train split",
                        "the model cannot learn them: label some, or take them out of the list of categories"),
     "few_objects": Kind("warning", "classes", f"classes with fewer than {FEW_OBJECTS} boxes in the train split",
@@ -54,8 +58,7 @@ def check_classes(splits: dict[str, SplitCheck]) -> None:
     _check_counts(train, label_map, train_counts)
     for name, split in splits.items():
         if name != "train":
-            _compare_names(split, label_map)
-            _compare_counts(split, train, label_map, train_counts)
+            _compare(split, train, label_map, train_counts)
 
 
 def train_label_map(train: SplitCheck) -> LabelMap:
@@ -64,16 +67,24 @@ def train_label_map(train: SplitCheck) -> LabelMap:
 
 
 def class_counts(split: SplitCheck, label_map: LabelMap) -> np.ndarray:
-    """Number of usable boxes of each label, crowds left out, (K,)."""
+    """Number of usable boxes of each label, crowds left out, (K,); zeros where the split has other classes."""
     rows = split.usable & ~split.raw.is_crowd
-    labels = label_map.labels_of(split.raw.category_ids[rows])
+    try:
+        labels = _match(split, label_map).labels_of(split.raw.category_ids[rows])
+    except InputError:  # that is a finding
+        labels = np.zeros(0, dtype=np.int64)
     return np.bincount(labels[labels >= 0], minlength=label_map.num_classes)
+
+
+def _match(split: SplitCheck, label_map: LabelMap) -> ClassMatch:
+    used_ids = np.unique(split.raw.category_ids).tolist()
+    return match_classes(split.raw.categories, used_ids, label_map, source=split.raw.source)
 
 
 def _check_names(split: SplitCheck) -> None:
     names: dict[str, list[str]] = {}
     for category in split.raw.categories:
-        names.setdefault(category.name.strip().casefold(), []).append(f"{category.name!r} (id {category.id})")
+        names.setdefault(normal_name(category.name), []).append(f"{category.name!r} (id {category.id})")
     split.note("no_name", KINDS["no_name"], names.pop("", []))
     split.note("name_twice", KINDS["name_twice"], [", ".join(same) for same in names.values() if len(same) > 1])
 
@@ -102,31 +113,22 @@ def _check_counts(train: SplitCheck, label_map: LabelMap, counts: np.ndarray) ->
         train.note(name, KINDS[name], [f"{names[label]} {counts[label]}" for label in labels])
 
 
-def _compare_names(split: SplitCheck, label_map: LabelMap) -> None:
-    """Compare what the used category ids are called here and in the label map."""
-    used = set(np.unique(split.raw.category_ids).tolist())
-    known = dict(zip(label_map.category_ids, label_map.category_names))
-    swapped, renamed = [], []
-    for category in split.raw.categories:
-        expected = known.get(category.id, category.name)
-        if category.id in used and expected not in (category.name, f"{category.name} (id {category.id})"):
-            found = swapped if category.name in known.values() else renamed
-            found.append(f"id {category.id} is {category.name!r} here and {expected!r} in the train split")
-    split.note("ids_swapped", KINDS["ids_swapped"], swapped)
-    split.note("renamed", KINDS["renamed"], renamed)
-
-
-def _compare_counts(split: SplitCheck, train: SplitCheck, label_map: LabelMap, train_counts: np.ndarray) -> None:
+def _compare(split: SplitCheck, train: SplitCheck, label_map: LabelMap, train_counts: np.ndarray) -> None:
+    """Compare which classes there are, and how often, with the train split."""
+    try:
+        match = _match(split, label_map)
+    except InputError as error:
+        return split.note("other_classes", KINDS["other_classes"], [str(error)])
+    name = "other_ids" if match.by == "name" else "other_numbers"
+    split.note(name, KINDS[name], list(match.moved))
     counts = class_counts(split, label_map)
     if not counts.any() or not train_counts.any():
         return
     names = np.array(label_map.category_names, dtype=object)
-    unlisted = sorted(set(np.unique(split.raw.category_ids).tolist()) - set(label_map.category_ids))
-    only_here = [split.category_names.get(id_, str(id_)) for id_ in unlisted]
-    only_here += names[(counts > 0) & (train_counts == 0)].tolist()
+    only_here = [category.name for category in match.left_out] + names[(counts > 0) & (train_counts == 0)].tolist()
     split.note("only_here", KINDS["only_here"], only_here)
     split.note("not_here", KINDS["not_here"], names[(counts == 0) & (train_counts > 0)].tolist())
-    shares, train_shares = _image_shares(split, label_map), _image_shares(train, label_map)
+    shares, train_shares = _image_shares(split, match, label_map), _image_shares(train, label_map, label_map)
     fewer, more = np.minimum(shares, train_shares), np.maximum(shares, train_shares)
     judged = (fewer > 0) & (more * min(len(split.raw.image_ids), len(train.raw.image_ids)) >= ENOUGH_IMAGES)
     skewed = np.flatnonzero(judged & (more > SKEW * fewer))
@@ -134,9 +136,9 @@ def _compare_counts(split: SplitCheck, train: SplitCheck, label_map: LabelMap, t
         f"{names[label]} {shares[label]:.1%} here, {train_shares[label]:.1%} in the train split" for label in skewed])
 
 
-def _image_shares(split: SplitCheck, label_map: LabelMap) -> np.ndarray:
+def _image_shares(split: SplitCheck, classes: LabelMap | ClassMatch, label_map: LabelMap) -> np.ndarray:
     """Share of the images that show each label, (K,)."""
-    labels = label_map.labels_of(split.raw.category_ids)
+    labels = classes.labels_of(split.raw.category_ids)
     known = split.usable & (labels >= 0)
     pairs = np.unique(np.stack([split.raw.image_indices[known], labels[known]]), axis=1)
     return np.bincount(pairs[1], minlength=label_map.num_classes) / len(split.raw.image_ids)

@@ -20,10 +20,12 @@ from rfdetr.datacheck.statistics import SplitStatistics, gather_statistics
 from rfdetr.errors import InputError
 
 NEEDED_SPLITS = ("train", "val")
-UNREADABLE_SPLIT = Kind("error", "files", "splits that cannot be read",
-                        "the message says what to do; nothing else was checked there")
-MISSING_SPLIT = Kind("error", "files", "splits that training needs and the data set does not have", "divide the images; none is "
-                     "taken for another")
+KINDS = {
+    "unreadable_split": Kind("error", "files", "splits that cannot be read",
+                             "the message says what to do; nothing else was checked there"),
+    "missing_split": Kind("error", "files", "splits that training needs and the data set does not have",
+                          "divide the images; none is taken for another"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def check_dataset(
         quick: only what takes seconds: names of files, classes and boxes; no picture is opened and no mask drawn.
         decode: decode every picture as training does.
         white_level, max_pixels: as in `open_dataset`.
-        with_masks: read the masks also in a quick check, so that its splits can be trained on.
+        with_masks: read the masks also in a quick check, which draws none, so that its splits can be trained on.
 
     Raises:
         InputError: there is no data set at all.
@@ -84,6 +86,7 @@ def check_dataset(
     check_classes(check.splits)
     for split in check.splits.values():
         check_boxes(split, input_size, num_queries)
+        check_masks(split, quick=quick)
     if not quick:
         for split in check.splits.values():  # train first, which decides for all
             white_level = white_level or find_white_level(split.raw, max_pixels=max_pixels)
@@ -91,7 +94,6 @@ def check_dataset(
         facts = {name: gather_facts(split, decode=decode) for name, split in check.splits.items()}
         for name, split in check.splits.items():
             check_images(split, facts[name])
-            check_masks(split)
         check_duplicates(check.splits, facts)
     return check
 
@@ -105,8 +107,8 @@ def _read_splits(check: DatasetCheck, paths: Paths | None, *, with_masks: bool) 
                 raw = read_split(check.dataset_dir, name, format=check.format, paths=paths, with_masks=with_masks,
                                  findings=check.findings)
             except InputError as error:
-                check.findings.add("unreadable_split", UNREADABLE_SPLIT, str(error))
+                check.findings.add("unreadable_split", KINDS["unreadable_split"], str(error))
             else:
                 check.splits[name] = SplitCheck(name, raw, check.findings)
         elif name in NEEDED_SPLITS:
-            check.findings.add("missing_split", MISSING_SPLIT, f"found: {', '.join(available)}")
+            check.findings.add("missing_split", KINDS["missing_split"], f"found: {', '.join(available)}")

@@ -17,7 +17,7 @@ VIDEO_FRAME = re.compile(r"(?P<video>.*(?:mp4|avi|mov|mkv|m4v|webm|frame|video).
 
 KINDS = {
     "missing_image": Kind("error", "files", "images that are listed but not there",
-                          "copy them there, or take them out of the annotations; --fix takes them out"),
+                          "copy them there, or take them out of the annotations", "drops"),
     "other_case": Kind("error", "files", "images whose name is written with other capitals than the file",
                        "rename the files: they are found on Windows and macOS only"),
     "case_clash": Kind("warning", "files", "names that differ only in capitals",

@@ -17,7 +17,7 @@ USUAL_MODES = ("RGB", "L")
 
 KINDS = {
     "undecodable": Kind("error", "files", "images that cannot be decoded",
-                        "replace the files, or take them out of the annotations"),
+                        "replace the files, or take them out of the annotations", "drops"),
     "wrong_size": Kind("error", "images", "images of another size than their annotations state",
                        "export the data set again: the boxes are for another picture, or correct width and height"),
     "rotated": Kind("warning", "images", "images that EXIF says to turn or mirror",

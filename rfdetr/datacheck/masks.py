@@ -1,4 +1,4 @@
-"""Findings about masks: each is drawn as run lengths and compared with its box, its area and its neighbours."""
+"""Findings about masks, which the reader has checked: each is drawn and compared with its box, its area and its neighbours."""
 
 from collections import defaultdict
 
@@ -7,7 +7,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from rfdetr.data.findings import Kind
-from rfdetr.data.segmentations import decode
+from rfdetr.data.segmentations import decode, to_runs
 from rfdetr.datacheck.split_check import SplitCheck
 
 BOX_TOLERANCE = 2.0  # pixels between the edges of a mask and of its box ...
@@ -18,11 +18,8 @@ RARE = 0.02  # of the masks; where more are in pieces, it is the way that hidden
 ALL_NEIGHBOURS = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner belong together
 
 KINDS = {
-    "bad_mask": Kind("error", "boxes", "masks that are neither polygons nor run lengths of their image",
-                     "export the data set again; a segmentation model cannot be trained on them"),
-    "without_mask": Kind("warning", "boxes", "objects with a box only, while others have a mask",
+    "without_mask": Kind("warning", "boxes", "objects without a mask, or with one that covers no pixel, while others have one",
                          "a segmentation model is taught that they have no pixels: draw their masks, or train a detection model"),
-    "empty_mask": Kind("warning", "boxes", "masks that cover no pixel", "draw them again or delete them"),
     "mask_box": Kind("warning", "boxes", "masks that disagree with their box",
                      "look which of the two is right; export boxes from the masks"),
     "hole": Kind("info", "boxes", "masks with a hole", "polygons fill holes; run lengths keep them"),
@@ -33,8 +30,8 @@ KINDS = {
 }
 
 
-def check_masks(split: SplitCheck) -> None:
-    """Look at every mask of a split; one without any mask has no findings."""
+def check_masks(split: SplitCheck, *, quick: bool) -> None:
+    """Look at every mask of a split; one without any mask has no findings. The quick check draws none."""
     segmentations = split.raw.segmentations
     if not segmentations or not any(segmentations):
         return
@@ -42,20 +39,21 @@ def check_masks(split: SplitCheck) -> None:
     with_mask = np.array([bool(segmentations[row]) for row in objects], dtype=bool)
     if with_mask.any():
         split.note_objects("without_mask", KINDS["without_mask"], objects[~with_mask])
+    if quick:
+        return
     found: dict[str, list[int]] = defaultdict(list)
     pixel_areas: dict[int, float] = {}
     details: dict[int, str] = {}
     for rows in split.rows_by_image(objects[with_mask]):
         _check_image(split, rows.tolist(), found, pixel_areas, details)
-    wrong_boxes = {row for name in ("fractions", "do_not_fit") for row in split.marked_objects.get(name, np.array([])).tolist()}
+    wrong_boxes = set(split.marked_objects.get("do_not_fit", np.array([])).tolist())
     found["mask_box"] = [row for row in found["mask_box"] if row not in wrong_boxes]
     if len(found["pieces"]) > max(1, RARE * len(objects)):
         del found["pieces"]
     found["hole"] += _filled_holes(split, pixel_areas)
-    for name, kind in KINDS.items():
-        if found.get(name):
-            split.note_objects(name, kind, np.array(sorted(found[name]), dtype=np.int64),
-                               details.__getitem__ if name in ("mask_box", "overlap", "bad_mask") else None)
+    for name in ("mask_box", "hole", "pieces", "overlap"):
+        split.note_objects(name, KINDS[name], np.array(sorted(found[name]), dtype=np.int64),
+                           details.__getitem__ if name in ("mask_box", "overlap") else None)
 
 
 def _check_image(split: SplitCheck, rows: list[int], found: dict, pixel_areas: dict, details: dict) -> None:
@@ -64,16 +62,8 @@ def _check_image(split: SplitCheck, rows: list[int], found: dict, pixel_areas: d
     exact: dict[int, dict] = {}  # row -> run lengths, of masks that were not polygons
     for row in rows:
         segmentation = decode(split.raw.segmentations[row])
-        try:
-            runs = _run_lengths(segmentation, height, width)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            found["bad_mask"].append(row)
-            details[row] = f"({error})"
-            continue
-        area = float(coco_mask.area(runs)) if runs else 0.0
-        if area == 0 and (runs is None or split.sides[row].min() >= BOX_TOLERANCE):
-            found["empty_mask"].append(row)
-            continue
+        runs = to_runs(split.raw.segmentations[row], height, width)
+        area = float(coco_mask.area(runs))
         extent = _polygon_extent(segmentation) if isinstance(segmentation, list) else _run_extent(runs)
         if isinstance(segmentation, list):
             pixel_areas[row] = area
@@ -89,22 +79,6 @@ def _check_image(split: SplitCheck, rows: list[int], found: dict, pixel_areas: d
         if has_hole:
             found["hole"].append(row)
     _check_overlap(split, exact, found, details)
-
-
-def _run_lengths(segmentation: list | dict, height: int, width: int) -> dict | None:
-    """Draw a segmentation as run lengths; None for polygons that have fewer than three corners."""
-    if isinstance(segmentation, list):
-        if any(len(polygon) % 2 or not np.isfinite(np.asarray(polygon, dtype=np.float64)).all() for polygon in segmentation):
-            raise ValueError("a polygon must be finite numbers x, y, x, y, ...")
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(f"run lengths of an image of (h, w) {segmentation['size']}, not {[height, width]}")
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != height * width or min(segmentation["counts"]) < 0:
-            raise ValueError(f"run lengths cover {sum(segmentation['counts'])} pixels of {height * width}")
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def _polygon_extent(segmentation: list) -> np.ndarray:

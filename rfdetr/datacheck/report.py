@@ -8,7 +8,10 @@ from rfdetr.data.findings import MAX_EXAMPLES, Finding
 from rfdetr.datacheck.dataset_check import DatasetCheck
 
 MAX_CLASSES = 30  # in the text; the JSON has all
-SEVERITIES = ("error", "warning", "info")
+MAX_DETAILED = 6  # kinds of findings; more of them get a line each
+LINE_LENGTH = 160
+SEVERITIES = {"error": "ERRORS, which would break or falsify training", "warning": "WARNINGS, worth a look", "info": "NOTES"}
+FIXES = {"leaves": "", "repairs": "; --fix repairs them", "drops": "; --fix leaves them out"}
 
 
 def to_dict(check: DatasetCheck) -> dict[str, Any]:
@@ -28,7 +31,8 @@ def to_text(check: DatasetCheck) -> str:
     by_kind: dict[str, list[Finding]] = {}
     for found in check.findings:
         by_kind.setdefault(found.name, []).append(found)
-    return "\n\n".join([head, *_numbers(check), *map(_kind, by_kind.values()), _summary(check)])
+    findings = list(map(_kind, by_kind.values())) if len(by_kind) <= MAX_DETAILED else _lines(list(by_kind.values()))
+    return "\n\n".join([head, *findings, *_numbers(check), _summary(check)])
 
 
 def has_errors(check: DatasetCheck) -> bool:
@@ -76,13 +80,32 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _kind(findings: list[Finding]) -> str:
     """Say what there is of one kind in all splits."""
     kind = findings[0].kind
-    counts = ", ".join(f"{found.split} {found.count}" if found.count else found.split for found in findings)
-    lines = [f"{kind.severity.upper():<8}{kind.text}: {counts}"]
+    lines = [f"{kind.severity.upper():<8}{kind.text}: {_counts(findings)}"]
     for found in findings:
         lines += [f"    {found.split}: {example}" for example in found.examples]
         if len(found.examples) == MAX_EXAMPLES < found.count:
             lines.append(f"    {found.split}: and so on")
-    return "\n".join([*lines, f"  > {kind.advice}"])
+    return "\n".join([*lines, f"  > {kind.advice}{FIXES[kind.fix]}"])
+
+
+def _lines(kinds: list[list[Finding]]) -> list[str]:
+    """Give each kind one line, with its counts and an example, under its severity."""
+    width = max(len(_counts(findings)) for findings in kinds)
+    blocks = []
+    for severity, title in SEVERITIES.items():
+        lines = [f"  {_counts(findings):<{width}}  {findings[0].kind.text}: {findings[0].examples[0]}"
+                 for findings in kinds if findings[0].kind.severity == severity]
+        if lines:
+            lines = [line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH - 3]}..." for line in lines]
+            blocks.append("\n".join([title, *lines]))
+    fixes = [findings[0].kind.fix for findings in kinds]
+    advice = (f"--fix repairs {fixes.count('repairs')} of these kinds and leaves out what {fixes.count('drops')} are about; "
+              "more examples, and what to do about each, are in check.json of --output")
+    return [*blocks, advice]
+
+
+def _counts(findings: list[Finding]) -> str:
+    return ", ".join(f"{found.split} {found.count}" for found in findings)
 
 
 def _summary(check: DatasetCheck) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rfdetr.data.annotations import RawSplit
+from rfdetr.data.annotations import RawSplit, cut_boxes
 from rfdetr.data.findings import MAX_EXAMPLES, Findings, Kind
 from rfdetr.data.images import MAX_PIXELS
 
@@ -24,10 +24,7 @@ class SplitCheck:
         limits = raw.image_sizes[raw.image_indices][:, ::-1]
         self.limits = np.tile(limits, 2).astype(np.float64)  # (M, 4) w, h, w, h of the image that an object is on
         self.sides = raw.boxes[:, 2:] - raw.boxes[:, :2]  # (M, 2) w, h
-        inside = raw.boxes.clip(0, self.limits)
-        solid = (self.sides > 0).all(axis=1) & ((inside[:, 2:] - inside[:, :2]) > 0).all(axis=1)
-        self.usable = np.isfinite(raw.boxes).all(axis=1) & solid  # (M,) what training keeps, after cutting at the edge
-
+        self.usable = cut_boxes(raw)[1]  # (M,) what training keeps
         self.reported = {found.name: found.count for found in findings if found.split == name}  # by the reader, with counts
 
     def rows_by_image(self, rows: np.ndarray) -> list[np.ndarray]:

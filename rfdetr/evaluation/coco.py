@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torchmetrics import Metric
 
-from rfdetr.evaluation.coco_engine import load_engine
+from rfdetr.evaluation.coco_engine import encode_masks
 from rfdetr.evaluation.matching import ClassMatches, confusion_matrix
 from rfdetr.evaluation.records import ImageRecord, make_record
 from rfdetr.evaluation.report import PREFIXES, CocoReport, make_report
@@ -28,7 +28,6 @@ class CocoMetrics(Metric):
     Args:
         iou_types: ("bbox",) or ("bbox", "segm"); masks are kept as run lengths.
         max_dets: detections of an image and class that count (COCO's tables: 100).
-        backend: "faster_coco_eval" or "pycocotools", the engine that does the work.
     """
 
     full_state_update = True
@@ -37,19 +36,15 @@ class CocoMetrics(Metric):
 
     images: list[ImageRecord]
 
-    def __init__(
-        self, *, iou_types: tuple[str, ...] = ("bbox",), max_dets: int = 500, backend: str = "faster_coco_eval", **kwargs: Any
-    ) -> None:
+    def __init__(self, *, iou_types: tuple[str, ...] = ("bbox",), max_dets: int = 500, **kwargs: Any) -> None:
         # torchmetrics' own gathering hangs when a rank has no images, and its cache could let ranks disagree on who gathers
         super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
         if not iou_types or not set(iou_types) <= set(PREFIXES):
             raise ValueError(f"iou_types: {tuple(iou_types)!r} is not possible; use ('bbox',) or ('bbox', 'segm')")
         if max_dets < 1:
             raise ValueError(f"max_dets: {max_dets} is not possible; it must be 1 or more")
-        load_engine(backend)
         self.iou_types = tuple(sorted(iou_types))
         self.max_dets = max_dets
-        self.backend = backend
         self.add_state("images", default=[], dist_reduce_fx=None)
         self._forget_report()
 
@@ -68,7 +63,7 @@ class CocoMetrics(Metric):
         """
         if len(results) != len(targets):
             raise ValueError(f"{len(results)} results for {len(targets)} targets; give one of each for every image")
-        encode = load_engine(self.backend).encode if "segm" in self.iou_types else None
+        encode = encode_masks if "segm" in self.iou_types else None
         self.images.extend(make_record(result, target, encode) for result, target in zip(results, targets))
 
     def reset(self) -> None:
@@ -110,8 +105,7 @@ class CocoMetrics(Metric):
         self._current_report()
         if self._gathered is None:
             raise RuntimeError("the images of all ranks are on rank 0; ask for the confusion matrix there")
-        engine = load_engine(self.backend)
-        return confusion_matrix(self._gathered, num_classes, score_threshold, engine, masks="segm" in self.iou_types)
+        return confusion_matrix(self._gathered, num_classes, score_threshold, masks="segm" in self.iou_types)
 
     def _forget_report(self) -> None:
         self._report: CocoReport | None = None
@@ -133,7 +127,7 @@ class CocoMetrics(Metric):
         self._gathered = None if shards is None else _in_order(shards)
         report = None
         if self._gathered is not None:
-            report = make_report(self._gathered, self.iou_types, self.max_dets, self.backend)
+            report = make_report(self._gathered, self.iou_types, self.max_dets)
         self._report = _from_main(report)
         self._reported_updates = self.update_count
 

@@ -1,65 +1,38 @@
-"""Run a COCO engine, faster-coco-eval or pycocotools, over image records: float64 throughout, nothing printed."""
+"""Run the COCO engine, faster-coco-eval, over image records: float64 throughout, nothing printed."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 
 from rfdetr.evaluation.records import RLE, ImageRecord, Instances
-from rfdetr.evaluation.run_length import run_lengths
+from rfdetr.run_length import run_lengths
 
-BACKENDS = {  # modules of the data set, the evaluator and its class, and the mask functions
-    "faster_coco_eval": ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster", "faster_coco_eval.core.mask"),
-    "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval", "pycocotools.mask"),
-}
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # it tells of each of its steps
+
 AREAS = ("all", "small", "medium", "large")
 
 
-@dataclass(frozen=True)
-class Engine:
-    """The three parts of a COCO package that are used here; both packages offer them under one interface."""
-
-    coco: Any
-    evaluator: Any
-    mask: Any
-
-    def encode(self, masks: Tensor) -> list[RLE]:
-        """Turn bool masks (n, h, w) or (n, 1, h, w) into compressed run lengths."""
-        lengths = run_lengths(masks)
-        return self.mask.frPyObjects(lengths, *masks.shape[-2:]) if lengths else []
-
-    def overlaps(self, detections: Instances, targets: Instances, crowd: np.ndarray, *, masks: bool) -> np.ndarray:
-        """IoU (D, T) of boxes or masks; for a crowd target the share of the detection that lies inside it."""
-        if not len(detections) or not len(targets):
-            return np.zeros((len(detections), len(targets)))
-        pair = (detections.masks, targets.masks) if masks else (detections.xywh, targets.xywh)
-        return np.asarray(self.mask.iou(*pair, crowd.astype(int).tolist()))
+def encode_masks(masks: Tensor) -> list[RLE]:
+    """Turn bool masks (n, h, w) or (n, 1, h, w) into compressed run lengths."""
+    lengths = run_lengths(masks)
+    return coco_mask.frPyObjects(lengths, *masks.shape[-2:]) if lengths else []
 
 
-@lru_cache
-def load_engine(backend: str) -> Engine:
-    """Import the package called `backend`.
-
-    Raises:
-        ValueError: no such backend.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-    data_module, eval_module, evaluator, mask_module = BACKENDS[backend]
-    return Engine(
-        importlib.import_module(data_module).COCO,
-        getattr(importlib.import_module(eval_module), evaluator),
-        importlib.import_module(mask_module),
-    )
+def overlaps(detections: Instances, targets: Instances, crowd: np.ndarray, *, masks: bool) -> np.ndarray:
+    """IoU (D, T) of boxes or masks; for a crowd target the share of the detection that lies inside it."""
+    if not len(detections) or not len(targets):
+        return np.zeros((len(detections), len(targets)))
+    pair = (detections.masks, targets.masks) if masks else (detections.xywh, targets.xywh)
+    return np.asarray(coco_mask.iou(*pair, crowd.astype(int).tolist()))
 
 
 @dataclass(frozen=True)
@@ -91,7 +64,7 @@ class CocoTables:
         return float(values.mean()) if values.size else -1.0
 
 
-def run_engine(images: list[ImageRecord], iou_type: str, max_dets: int, backend: str) -> CocoTables:
+def run_engine(images: list[ImageRecord], iou_type: str, max_dets: int) -> CocoTables:
     """Evaluate `images` by the overlap of boxes ("bbox") or masks ("segm").
 
     Classes without any target do not enter a COCO mean, so their detections are not handed over at all.
@@ -100,19 +73,17 @@ def run_engine(images: list[ImageRecord], iou_type: str, max_dets: int, backend:
     classes = sorted({int(label) for image in images for label in np.unique(image.targets.labels)})
     if not classes:
         return CocoTables([], limits, np.full((10, 101, 0, 4, 3), -1.0), np.full((10, 0, 4, 3), -1.0), {})
-    engine = load_engine(backend)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = _dataset(engine, images, classes, _annotations(images, iou_type))
-        found = _dataset(engine, images, classes, _predictions(engine, images, iou_type, classes))
-        evaluator = engine.evaluator(truth, found, iou_type)
-        evaluator.params.maxDets = limits
-        evaluator.evaluate()
-        evaluator.accumulate()
+    truth = _dataset(images, classes, _annotations(images, iou_type))
+    found = _dataset(images, classes, _predictions(images, iou_type, classes))
+    evaluator = COCOeval_faster(truth, found, iou_type)
+    evaluator.params.maxDets = limits
+    evaluator.evaluate()
+    evaluator.accumulate()
     return CocoTables(classes, limits, evaluator.eval["precision"], evaluator.eval["recall"], evaluator.ious)
 
 
-def _dataset(engine: Engine, images: list[ImageRecord], classes: list[int], annotations: Iterator[dict]) -> Any:
-    dataset = engine.coco()
+def _dataset(images: list[ImageRecord], classes: list[int], annotations: Iterator[dict]) -> Any:
+    dataset = COCO()
     dataset.dataset = {
         "images": [{"id": index, **_mask_size(image)} for index, image in enumerate(images)],
         "categories": [{"id": label, "name": str(label)} for label in classes],
@@ -136,11 +107,11 @@ def _annotations(images: list[ImageRecord], iou_type: str) -> Iterator[dict]:
             yield {"id": number, "image_id": index, "category_id": label, "area": area, "iscrowd": int(crowd), **shape}
 
 
-def _predictions(engine: Engine, images: list[ImageRecord], iou_type: str, classes: list[int]) -> Iterator[dict]:
+def _predictions(images: list[ImageRecord], iou_type: str, classes: list[int]) -> Iterator[dict]:
     numbers = itertools.count(1)
     for index, image in enumerate(images):
         found = image.detections
-        areas = np.asarray(engine.mask.area(found.masks)) if iou_type == "segm" and len(found) else found.areas_of_boxes
+        areas = np.asarray(coco_mask.area(found.masks)) if iou_type == "segm" and len(found) else found.areas_of_boxes
         is_known = np.isin(found.labels, classes).tolist()
         scores = found.scores.astype(np.float64).tolist()
         rows = zip(is_known, found.labels.tolist(), areas.tolist(), scores, _shapes(found, iou_type))

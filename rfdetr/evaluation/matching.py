@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfdetr.evaluation.coco_engine import CocoTables, Engine
+from rfdetr.evaluation.coco_engine import CocoTables, overlaps
 from rfdetr.evaluation.records import Detections, ImageRecord
 
 MATCH_IOU = 0.5
@@ -90,7 +90,7 @@ def _rows_by_label(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def confusion_matrix(
-    images: list[ImageRecord], num_classes: int, score_threshold: float, engine: Engine, *, masks: bool
+    images: list[ImageRecord], num_classes: int, score_threshold: float, *, masks: bool
 ) -> np.ndarray:
     """Count (true class, predicted class) pairs at IoU 0.5, matching regardless of class.
 
@@ -102,7 +102,7 @@ def confusion_matrix(
     for image in images:
         found, targets = _confident(image.detections, score_threshold, num_classes), image.targets
         is_known = targets.labels < num_classes
-        ious = engine.overlaps(found, targets, targets.crowd, masks=masks)[:, is_known]
+        ious = overlaps(found, targets, targets.crowd, masks=masks)[:, is_known]
         labels, crowd = targets.labels[is_known], targets.crowd[is_known]
         taken, ignored = match_greedily(ious, crowd)
         is_hit, is_missed = taken >= 0, ~crowd

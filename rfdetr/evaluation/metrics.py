@@ -62,11 +62,10 @@ class DetectionMetrics:
         iou_types: tuple[str, ...] = ("bbox",),
         max_dets: int = 500,
         per_class: bool = True,
-        backend: str = "faster_coco_eval",
     ) -> None:
         self.class_names = list(class_names)
         self.per_class = per_class
-        self.coco = CocoMetrics(iou_types=iou_types, max_dets=max_dets, backend=backend)
+        self.coco = CocoMetrics(iou_types=iou_types, max_dets=max_dets)
 
     def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
         """Add images: results of `PostProcess`, targets as the loader gives them."""

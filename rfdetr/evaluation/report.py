@@ -24,11 +24,11 @@ class CocoReport:
     matches: dict[int, ClassMatches]  # at IoU 0.5
 
 
-def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], max_dets: int, backend: str) -> CocoReport:
+def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], max_dets: int) -> CocoReport:
     """Run the COCO engine once for each of `iou_types`; the last one gives the curves and the matches."""
     summary, per_class = {}, {}
     for iou_type in iou_types:
-        tables = run_engine(images, iou_type, max_dets, backend)
+        tables = run_engine(images, iou_type, max_dets)
         summary |= {PREFIXES[iou_type] + name: value for name, value in _summarize(tables, max_dets).items()}
         values = {label: tables.average_precision(max_dets, label=label) for label in tables.classes}
         per_class[iou_type] = {label: value for label, value in values.items() if value > -1}

@@ -6,10 +6,13 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from rfdetr.data.coco_writer import object_entry
 from rfdetr.errors import InputError
 from rfdetr.files import appearing_folder
+from rfdetr.run_length import run_lengths
 from rfdetr.shapes import scenes
 from rfdetr.shapes.scenes import CLASS_NAMES, Scene, draw_scene
 
@@ -107,24 +110,8 @@ def _scene_annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]
     annotations = []
     for offset, (label, mask) in enumerate(zip(scene.labels, scene.masks, strict=True)):
         columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        x, y = int(columns[0]), int(rows[0])
-        annotations.append({
-            "id": first_id + offset,
-            "image_id": image_id,
-            "category_id": label + 1,
-            "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-            "area": int(mask.sum()),
-            "iscrowd": 0,
-            "segmentation": run_lengths(mask),
-        })
+        box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+        runs = run_lengths(torch.from_numpy(mask)[None])[0]
+        annotations.append(object_entry(first_id + offset, image_id=image_id, category_id=label + 1, box=box,
+                                        area=int(mask.sum()), segmentation=runs))
     return annotations
-
-
-def run_lengths(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run-length code of a mask (H, W): counts of 0s and 1s in turn, down the columns."""
-    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    if counts[-1] == 0:
-        counts = counts[:-1]
-    return {"counts": counts.tolist(), "size": list(mask.shape)}

@@ -1,11 +1,14 @@
 """The configuration of a run: which detector, and all sections together."""
 
+import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rfdetr.config import VARIANTS, ModelConfig
 from rfdetr.errors import InputError
 from rfdetr.fields import check_fields
 from rfdetr.losses.config import LossConfig
+from rfdetr.training.parsing import read_config
 from rfdetr.training.sections import (
     DataConfig,
     DropConfig,
@@ -34,11 +37,12 @@ class DetectorConfig:
     group_detr: int | None = None
     """Query groups in training (default: the variant's)."""
     weights: str | None = None
-    """Checkpoint to start from, official or ours (default: random weights)."""
+    """Checkpoint to start from, official or ours, or "published": those of the variant, with a class head fitted to the classes
+    of the data by name (default: random weights)."""
     ema_weights: bool = False
     """Start from the averaged weights that the checkpoint holds beside the trained ones."""
     resize_head: bool = False
-    """Fit a class head of other classes: rows that are too many are cut, missing ones repeat the first. Off, that is an error."""
+    """Fit a class head of other classes: rows of a class of the same name are taken over, others start afresh. Off, an error."""
     backbone_weights: str | None = None
     """DINOv2 weights for the ViT alone: "timm" downloads them, or a file (default: random weights)."""
     freeze: tuple[str, ...] = ()
@@ -93,15 +97,30 @@ class RunConfig:
     log: LogConfig = LogConfig()
     hooks: tuple[dict, ...] = ()  # users' hooks: class_path and init_args
 
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike, **overrides: Any) -> "RunConfig":
+        """Read a YAML file; ``train={"epochs": 2}`` or ``**{"train.epochs": 2}`` goes over what it says.
+
+        Raises:
+            InputError: the file is missing or wrong, or a setting is not possible.
+        """
+        return read_config(cls, path, overrides)
+
+    @property
+    def monitor(self) -> str:
+        """The metric that decides about best checkpoints and early stopping, without its prefix."""
+        prefix = "segm_" if self.model.architecture().segmentation_head else ""
+        return self.eval.monitor or f"{prefix}mAP_50_95"
+
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other across sections."""
         _check_average(self)
         _check_epochs(self)
         if self.train.strategy == "fsdp" and self.train.precision == "fp16":
             raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
-        if self.eval.monitor.startswith("segm_") and not self.model.architecture().segmentation_head:
-            raise InputError(f"eval.monitor: {self.eval.monitor} is a metric of masks, which {self.model.variant} does not have; "
-                             f"use {self.eval.monitor.removeprefix('segm_')}, or a segmentation variant")
+        if self.monitor.startswith("segm_") and not self.model.architecture().segmentation_head:
+            raise InputError(f"eval.monitor: {self.monitor} is a metric of masks, which {self.model.variant} does not have; "
+                             f"use {self.monitor.removeprefix('segm_')}, or a segmentation variant")
 
 
 def _check_average(config: RunConfig) -> None:

@@ -241,9 +241,9 @@ class EvalConfig:
     """Precision of evaluations; with fp32 the numbers hardly depend on the machine."""
     run_test: bool = False
     """Evaluate the best weights on the test split at the end."""
-    monitor: str = "mAP_50_95"
-    """Metric that decides about best checkpoints and early stopping, without its prefix (val/, val/ema_): mAP_50, segm_mAP_50_95,
-    F1, AP/<class>, ..."""
+    monitor: str | None = None
+    """Metric that decides about best checkpoints and early stopping, without its prefix (val/, val/ema_): mAP_50, F1, AP/<class>,
+    ... (default: mAP_50_95, of segmentation variants segm_mAP_50_95)."""
     skip_first_epochs: int = 0
     """Evaluations after so many epochs from the start count neither for the best checkpoint nor for early stopping."""
 
@@ -252,7 +252,7 @@ class EvalConfig:
         check_fields(self, "eval", "1 or more", is_count, "every_epochs", "max_dets")
         check_fields(self, "eval", "0 or more", is_not_negative, "skip_first_epochs")
         check_fields(self, "eval", "a name without val/ or ema_ before it (the average is followed by its own)",
-                     lambda name: name and not name.startswith(("val/", "ema_")), "monitor")
+                     lambda name: name is None or name and not name.startswith(("val/", "ema_")), "monitor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ class LogConfig:
     mlflow: str | None = None
     """Experiment of MLflow to log to; needs the extra [mlflow]. MLFLOW_TRACKING_URI says where, default ./mlflow.db."""
     progress: bool = True
-    """Show a progress bar (on terminals only)."""
+    """Show a progress bar (on terminals and in notebooks)."""
     plots: bool = True
     """Draw curves and example pictures into output_dir at the end."""
 

@@ -1,4 +1,4 @@
-"""Make a checkpoint's tensors fit a detector: the rows of the class head, the query rows, the position table.
+"""Make a checkpoint's tensors fit a detector: the query rows, the position table.
 
 States are dicts under the published names. What fits stays the very tensor of the file.
 """
@@ -14,33 +14,11 @@ from rfdetr.weights.names import POSITION_TABLE
 
 CLASS_BIAS = "class_embed.bias"
 QUERY_TABLES = ("refpoint_embed.weight", "query_feat.weight")
-_CLASS_HEADS = ("class_embed.", "transformer.enc_out_class_embed.")
 
 
 def count_groups(state: dict[str, Tensor]) -> int:
     """Return the number of query groups that a state was made for."""
     return sum(name.startswith("transformer.enc_output.") and name.endswith(".bias") for name in state)
-
-
-def class_head(name: str, tensor: Tensor, rows: int) -> Tensor:
-    """Resize one tensor of a class head (n, ...) -> (rows, ...): the first rows, or all of them again and again."""
-    if name.startswith(_CLASS_HEADS) and tensor.ndim and tensor.shape[0] != rows:
-        return tensor[torch.arange(rows) % tensor.shape[0]]
-    return tensor
-
-
-def check_class_head(state: dict[str, Tensor], own: dict[str, Tensor], class_names: list[str] | None, origin: str) -> None:
-    """Refuse a class head of another size, which nobody asked to resize."""
-    if CLASS_BIAS not in state or CLASS_BIAS not in own:
-        return
-    theirs, ours = state[CLASS_BIAS].numel(), own[CLASS_BIAS].numel()
-    if theirs != ours:
-        names = f", named {', '.join(map(str, class_names))}" if class_names else ""
-        raise InputError(
-            f"{origin}: its class head has {theirs} logits ({theirs - 1} classes{names}), "
-            f"the model's has {ours} ({ours - 1} classes). Set num_classes to {theirs - 1}, or resize_head to true to "
-            + (f"keep the first {ours} rows" if ours < theirs else f"repeat the {theirs} rows")
-        )
 
 
 def query_table(name: str, tensor: Tensor, rows: int, groups: int, layout: tuple[int, int] | None, origin: str) -> Tensor:
@@ -63,10 +41,11 @@ def query_table(name: str, tensor: Tensor, rows: int, groups: int, layout: tuple
     return cut
 
 
-def query_layout(args: dict[str, Any], model_config: dict[str, Any] | None, rows: int) -> tuple[int, int] | None:
+def query_layout(args: dict[str, Any], model_config: Any, rows: int) -> tuple[int, int] | None:
     """Return (queries a group, groups) of a file whose tables have so many rows, if it says so; one number is enough."""
-    for source in (args, model_config or {}):
-        queries, groups = source.get("num_queries"), source.get("group_detr")
+    for source in (args, model_config if isinstance(model_config, dict) else {}):
+        queries, groups = (value if type(value) is int and value > 0 else None for value in
+                           (source.get("num_queries"), source.get("group_detr")))
         if queries is None and groups and rows % groups == 0:
             queries = rows // groups
         if groups is None and queries and rows % queries == 0:

@@ -64,15 +64,22 @@ _RESTRICTED = ("rf-detr-xlarge", "rf-detr-xxlarge", "rf-detr-2xlarge")
 _KEYPOINTS = "rf-detr-keypoint"
 
 
-def find_weights(
-    name: str | os.PathLike, *, base_url: str | None = None, cache_folder: str | os.PathLike | None = None
-) -> Path:
+def published_name(variant: str) -> str | None:
+    """Return the name of the published weights of a variant, None where there are none."""
+    names = {"large": "rf-detr-large-2026.pth", "large_deprecated": "rf-detr-large.pth", "seg_2xlarge": "rf-detr-seg-xxlarge.pt"}
+    suffix = ".pt" if variant.startswith("seg_") else ".pth"
+    name = names.get(variant, f"rf-detr-{variant.replace('_', '-')}{suffix}")
+    return name if name in PUBLISHED else None
+
+
+def find_weights(name: str | os.PathLike) -> Path:
     """Return the path of a weights file: the user's own file, or a published one, downloaded if it is not in the cache yet.
+
+    They come from where they are published, or from the mirror at $RFDETR_WEIGHTS_URL, and are kept in $RF_HOME, or else in a
+    folder in the user's cache.
 
     Args:
         name: a path, or the name of a published file, such as rf-detr-nano.pth. An existing file always comes first.
-        base_url: address of a mirror (default: $RFDETR_WEIGHTS_URL, else where they are published).
-        cache_folder: default: $RF_HOME, else a folder in the user's cache.
     """
     path = Path(name)
     _refuse(path.name)
@@ -84,8 +91,7 @@ def find_weights(
             raise InputError(f"weights {path.name}: neither a file here nor a published name; did you mean {near[0]}? "
                              f"Published are {', '.join(PUBLISHED)}")
         return path
-    folder = Path(cache_folder) if cache_folder else cache_home()
-    return _download(path.name, PUBLISHED[path.name], base_url or os.environ.get(URL_VARIABLE) or BASE_URL, folder)
+    return _download(path.name, PUBLISHED[path.name], os.environ.get(URL_VARIABLE) or BASE_URL, cache_home())
 
 
 def cache_home() -> Path:

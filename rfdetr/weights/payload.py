@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from rfdetr.build import build_model
 from rfdetr.config import VARIANTS, ModelConfig
 from rfdetr.encoders import ENCODERS
 from rfdetr.errors import InputError
-from rfdetr.weights.architecture import Architecture, architecture, not_a_detector, sizes_of
 from rfdetr.weights.names import official_state_dict
 from rfdetr.weights.reading import normalise, origin_of
+from rfdetr.weights.tensor_facts import TensorFacts, not_a_detector, sizes_of, tensor_facts
 
 MODEL_NAMES = {  # class names of the published package, which its files carry as model_name
     "nano": "RFDETRNano", "small": "RFDETRSmall", "medium": "RFDETRMedium", "base": "RFDETRBase", "large": "RFDETRLarge",
@@ -21,6 +23,7 @@ MODEL_NAMES = {  # class names of the published package, which its files carry a
     "seg_xlarge": "RFDETRSegXLarge", "seg_2xlarge": "RFDETRSeg2XLarge", "pico_seg": "RFDETRPicoSeg",
 }
 _FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
+_LARGEST = 100_000  # number that a field may have
 
 
 def checkpoint_payload(
@@ -75,7 +78,7 @@ def model_config_from_checkpoint(content: dict[str, Any]) -> ModelConfig:
     """
     content = normalise(content, "the given checkpoint")
     origin, state = origin_of(content), content["model"]
-    found = architecture(state)
+    found = tensor_facts(state)
     if found is None:
         raise InputError(not_a_detector(origin, state))
     sizes = sizes_of(state)
@@ -90,9 +93,24 @@ def model_config_from_checkpoint(content: dict[str, Any]) -> ModelConfig:
     if "num_select" not in said and base.num_select == base.num_queries:
         fields["num_select"] = fields["num_queries"]
     try:
-        return ModelConfig(**fields)
-    except (ValueError, TypeError) as error:
+        return _checked(fields, state)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:  # of whatever the fields have led to
         raise InputError(f"{origin}: its model_config does not describe a model: {error}") from error
+
+
+def _checked(fields: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
+    """Make the configuration, and the model without memory, to see that it is not much larger than the file."""
+    for name, value in fields.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if not isinstance(part, (int, str)) or isinstance(part, int) and not 0 <= part <= _LARGEST:
+                raise ValueError(f"{name} is {str(part)[:80]}")
+    config = ModelConfig(**fields)
+    with torch.device("meta"):
+        model = build_model(config)
+    wanted, there = (sum(tensor.numel() for tensor in tensors) for tensors in (model.parameters(), state.values()))
+    if wanted > 2 * there:
+        raise ValueError(f"its tensors hold {there:,} numbers, a model of these sizes {wanted:,}")
+    return config
 
 
 def _said(content: dict[str, Any]) -> dict[str, Any]:
@@ -102,14 +120,14 @@ def _said(content: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
-def _variant(content: dict[str, Any], found: Architecture, grid: int | None) -> str | None:
+def _variant(content: dict[str, Any], found: TensorFacts, grid: int | None) -> str | None:
     """Return the variant of the weights: the one the file names if the tensors allow it, else the nearest."""
     possible = matching_variants(found, grid)
     named = {name: variant for variant, name in MODEL_NAMES.items()}.get(str(content["model_name"]))
     return named if named in possible else next(iter(possible), None)
 
 
-def _fixed_by(found: Architecture) -> dict[str, Any]:
+def _fixed_by(found: TensorFacts) -> dict[str, Any]:
     return {
         "patch_size": found.patch_size, "dec_layers": found.dec_layers, "hidden_dim": found.hidden_dim,
         "dim_feedforward": found.dim_feedforward, "segmentation_head": found.segmentation_head,
@@ -123,19 +141,19 @@ def _resolution(base: ModelConfig, grid: int) -> int | tuple[int, int]:
     return side if follows and side % base.size_divisor == 0 else base.resolution
 
 
-def architecture_of(config: ModelConfig) -> Architecture:
+def facts_of(config: ModelConfig) -> TensorFacts:
     """Return what the tensors of a model with this configuration would tell."""
     encoder = ENCODERS[config.encoder]
-    return Architecture(
+    return TensorFacts(
         patch_size=config.patch_size, encoder_width=encoder.width, encoder_depth=encoder.depth, dec_layers=config.dec_layers,
         hidden_dim=config.hidden_dim, dim_feedforward=config.dim_feedforward, projector_levels=len(config.projector_scale),
         segmentation_head=config.segmentation_head,
     )
 
 
-def matching_variants(wanted: Architecture, grid: int | None = None) -> list[str]:
-    """Return the names of the variants with this architecture, those with a position table of ``grid`` x ``grid`` first."""
-    found = [name for name, config in VARIANTS.items() if architecture_of(config) == wanted]
+def matching_variants(wanted: TensorFacts, grid: int | None = None) -> list[str]:
+    """Return the names of the variants with these facts, those with a position table of ``grid`` x ``grid`` first."""
+    found = [name for name, config in VARIANTS.items() if facts_of(config) == wanted]
     if grid is None:
         return found
     return sorted(found, key=lambda name: abs(VARIANTS[name].positional_encoding_size - grid))
@@ -143,7 +161,7 @@ def matching_variants(wanted: Architecture, grid: int | None = None) -> list[str
 
 def variant_of(config: ModelConfig) -> str | None:
     """Return the variant that a (changed) configuration started from, None where it is none of them."""
-    found = [name for name in matching_variants(architecture_of(config)) if VARIANTS[name].num_windows == config.num_windows]
+    found = [name for name in matching_variants(facts_of(config)) if VARIANTS[name].num_windows == config.num_windows]
     return min(found, key=lambda name: _distance(VARIANTS[name], config), default=None)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rfdetr.data.label_map import MAX_CLASSES
 from rfdetr.errors import InputError
 from rfdetr.weights.download import find_weights
 from rfdetr.weights.names import is_native, to_official
@@ -23,7 +24,9 @@ from rfdetr.weights.names import is_native, to_official
 _ALLOWED = [argparse.Namespace, types.SimpleNamespace]  # what the published engine pickles beside tensors
 _FORBIDDEN = re.compile(r"(?:unsupported GLOBAL|GLOBAL|class|function) ['`]?([\w.]+)['`]? (?:was not an allowed|whose module)")
 _PREFIXES = ("_orig_mod.", "module.", "model.")
-_DETAILS = ("model_name", "model_config", "label_map", "epoch", "step", "metrics", "best_total_source")
+_DETAILS = ("model_name", "model_config", "label_map", "metrics", "best_total_source")
+_LONG = 1000  # characters
+_NO_WEIGHTS = ("_extra_state", "n_averaged")  # the latter counts what torch's AveragedModel has averaged
 _READ = "_read_from"  # marks what read_checkpoint returned, so that it is not taken apart twice
 
 
@@ -32,7 +35,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
     Returns:
         dict with `model` and `ema_model` (None where there is none): tensors under the published names; `args`: dict;
-        and, None where the file does not say: model_name, model_config, label_map, class_names, epoch, step, metrics.
+        and, None where the file does not say: model_name, model_config, label_map, class_names (label -> name), epoch, step,
+        metrics, best_total_source.
         `load_weights` and `model_config_from_checkpoint` take it as it is.
     """
     found = find_weights(path)
@@ -52,7 +56,9 @@ def normalise(content: Any, origin: str) -> dict[str, Any]:
         "model": _clean(_find_weights(content, origin), origin),
         "ema_model": None if ema is None else _clean(ema, origin),
         "args": args,
-        "class_names": _class_names(args, content.get("label_map")),
+        "class_names": _class_names(content.get("class_names") or args.get("class_names"), origin),
+        "epoch": _epoch(content),
+        "step": _whole_number(content.get("step"), content.get("global_step")),
         **{name: content.get(name, args.get(name)) for name in _DETAILS},
     }
 
@@ -111,11 +117,34 @@ def _plain_args(content: dict[str, Any]) -> dict[str, Any]:
     return dict(args) if isinstance(args, dict) else {}
 
 
-def _class_names(args: dict[str, Any], label_map: Any) -> list[str] | None:
-    names = args.get("class_names")
-    if not names and isinstance(label_map, dict):
-        names = [row.get("name") for row in label_map.get("classes", ()) if isinstance(row, dict)]
-    return list(map(str, names)) if isinstance(names, (list, tuple)) and names else None
+def _class_names(names: Any, origin: str) -> dict[int, str] | None:
+    """Return the names by label, which files have as a list, or as a dict in which a label may be text."""
+    if not names or not isinstance(names, (dict, list, tuple)):
+        return None
+    if len(names) > MAX_CLASSES:
+        raise InputError(f"{origin}: has {len(names)} class_names; at most {MAX_CLASSES} are possible")
+    rows = names.items() if isinstance(names, dict) else enumerate(names)
+    try:
+        found = {int(label): "" if name is None else str(name) for label, name in rows
+                 if name is None or type(name) in (str, int, float)}
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # of whatever is there in place of a label
+        found = {}
+    if len(found) < len(names) or min(found) < 0:
+        raise InputError(f"{origin}: its class_names are not a list of names, nor a dict of labels and names")
+    return dict(sorted(found.items()))
+
+
+def _epoch(content: dict[str, Any]) -> int | None:
+    """Return the epoch; stripped files of Lightning have it in the state of their loops only."""
+    place: Any = content
+    for key in ("loops", "fit_loop", "epoch_progress", "current", "completed"):
+        place = place.get(key) if isinstance(place, dict) else None
+    return _whole_number(content.get("epoch"), place)
+
+
+def _whole_number(*candidates: Any) -> int | None:
+    """Return the first that is one; a file may hold anything."""
+    return next((value for value in candidates if type(value) is int and 0 <= value < 2**63), None)
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -149,13 +178,23 @@ def _clean(state: dict[str, Any], origin: str) -> dict[str, Tensor]:
     """Drop what is not a tensor, strip wrappers from the names and return the published names."""
     cleaned = {}
     for name, value in state.items():
-        if not isinstance(value, Tensor) or name.endswith("_extra_state"):
+        if not isinstance(name, str) or not isinstance(value, Tensor) or name.endswith(_NO_WEIGHTS):
             continue
+        if value.layout != torch.strided or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise InputError(f"{origin}: its tensor {name[:200]!r} is not stored in full; save its contiguous() again")
         name = name.replace("._orig_mod.", ".")
         while name.startswith(_PREFIXES):
             name = name.split(".", 1)[1]
         cleaned[name] = value
+    if long := next((name for name in cleaned if len(name) > _LONG), None):
+        raise InputError(f"{origin}: holds a tensor with a name of {len(long)} characters; that is no model's")
     if lora := next((name for name in cleaned if "base_model.model." in name or ".lora_" in name), None):
         raise InputError(f"{origin}: its weights are split into a base and LoRA adapters ({lora}); merge them where it was "
                          "trained (merge_and_unload() of peft) and save the merged model")
-    return to_official(cleaned) if is_native(list(cleaned)) else cleaned
+    if not is_native(list(cleaned)):
+        return cleaned
+    try:
+        return to_official(cleaned)
+    except (IndexError, RuntimeError, ValueError) as error:  # tensors without rows, names without a number
+        raise InputError(f"{origin}: its tensors have the names of a detector of this package but not their shapes ({error})"
+                         ) from error

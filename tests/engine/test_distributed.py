@@ -5,20 +5,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from torch import distributed as dist
 from toy import make_trainer, weights
+
+from engine.device import use_device
+from engine.distributed import all_reduce_sum
 
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {folder!r})
 from engine import Hook
-from engine.distributed import process_group, rank, world_size, gather_objects, is_main_process, all_reduce_mean
+from engine.distributed import process_group, rank, world_size, gather_objects, is_main_process, all_reduce_sum
 from toy import make_trainer, weights, StopAt
 
 class PoisonRankOne(Hook):
     def before_step(self, trainer, batches):
         if trainer.step == 3 and rank() == 1:
             batches[0][0].fill_(float("nan"))
+
+class SyncedBatches(Hook):
+    def __init__(self):
+        self.found = []  # after each batch: are the gradients the same on both ranks?
+
+    def after_batch(self, trainer, batch, outputs):
+        first, second = gather_objects([p.grad for p in trainer.model.parameters()])
+        self.found.append(all(torch.equal(a, b) for a, b in zip(first, second)))
 
 with process_group(torch.device("cpu")):
     results = {{}}
@@ -28,12 +41,17 @@ with process_group(torch.device("cpu")):
         trainer.train()
         results[accum] = weights(trainer)
     assert len(trainer.state_dict()["rng"]) == 2
-    poisoned = make_trainer({out!r}, rank=rank(), world_size=world_size())
-    poisoned.hooks.append(PoisonRankOne())
+    synced = SyncedBatches()
+    trainer = make_trainer({out!r}, batch_size=2, grad_accum_steps=3, rank=rank(), world_size=2, max_epochs=1, hooks=[synced])
+    trainer.train()
+    results["synced"] = synced.found
+    poisoned = make_trainer({out!r}, rank=rank(), world_size=world_size(), hooks=[PoisonRankOne()])
     poisoned.train()
     results["skipped"] = gather_objects(poisoned.bad_steps)
     results["gathered"] = gather_objects({{"rank": rank()}} if rank() else None)
-    results["mean"] = all_reduce_mean({{"b": torch.tensor(float(rank())), "a": torch.tensor(1.0)}})
+    own = torch.tensor([1.0, float(rank())])
+    results["sum"] = all_reduce_sum(own)
+    assert own.tolist() == [1.0, rank()]
     if is_main_process():
         torch.save(results, {out!r} + "/results.pth")
 """
@@ -49,6 +67,21 @@ def test_two_processes_end_at_the_weights_of_one(tmp_path):
     results = torch.load(tmp_path / "results.pth")
     for accum in (1, 2):
         torch.testing.assert_close(results[accum], weights(one), rtol=1e-9, atol=1e-12)
+    assert results["synced"] == [False, False, True] * 2  # only the last batch of a step pays for it
     assert results["skipped"] == [1, 1]
     assert results["gathered"] == [None, {"rank": 1}]
-    assert results["mean"] == {"a": torch.tensor(1.0), "b": torch.tensor(0.5)}
+    assert results["sum"].tolist() == [2.0, 1.0]
+
+
+def test_alone_a_sum_is_the_value_itself():
+    assert all_reduce_sum(torch.tensor(3.0)).item() == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cpu_tensor_is_summed_in_a_group_of_gpus(tmp_path):
+    use_device(torch.device("cuda", 0))
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meeting_point", rank=0, world_size=1)
+    try:
+        assert all_reduce_sum(torch.ones(2)).device.type == "cpu"
+    finally:
+        dist.destroy_process_group()

@@ -7,8 +7,8 @@ import torch
 from toy import ToyModel
 
 from engine import evaluate
-from engine.device import resolve_device, to_device
-from engine.precision import resolve_precision
+from engine.device import resolve_device, to_device, use_device
+from engine.distributed import process_group
 from hooks.writers import JsonlWriter, TensorBoardWriter
 
 
@@ -56,16 +56,60 @@ def test_evaluate(with_masks):
     assert evaluate(model, [], postprocess, metric, device="cpu") == {"n": 0.0}
 
 
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_after_batch_gets_the_images_that_the_metric_got(with_masks):
+    class Layers(Predict):
+        def forward(self, samples, targets=None):
+            outputs = super().forward(samples)
+            return {**outputs, "aux_outputs": [{"pred_x": outputs["pred_x"] + 1}], "temperature": torch.tensor(0.5)}
+
+    def note(batch, outputs, results):
+        samples, targets = batch
+        sizes = [int(target["orig_size"][0]) for target in targets]
+        assert len(samples) == len(results) == len(outputs["pred_x"]) == len(outputs["aux_outputs"][0]["pred_x"]) == len(sizes)
+        assert [result["p"] for result in results] == list(outputs["pred_x"]) and outputs["temperature"] == 0.5
+        seen.append(sizes)
+
+    seen: list[list[int]] = []
+    model = Layers(dtype=torch.float32)
+    model.with_masks = with_masks
+    evaluate(model, batches(2), postprocess, Collect(), device="cpu", after_batch=note)
+    assert seen == ([[0], [1], [10], [11]] if with_masks else [[0, 1], [10, 11]])
+
+
 def test_to_device_moves_nested_values():
     moved = to_device([(torch.ones(1), [{"a": torch.ones(2), "b": "text"}])], torch.device("meta"))
     assert moved[0][0].is_meta and moved[0][1][0]["a"].is_meta and moved[0][1][0]["b"] == "text"
+
+
+def test_only_copies_to_a_gpu_are_not_waited_for():
+    class Samples:
+        def to(self, device, non_blocking):
+            return device.type, non_blocking
+
+    assert to_device([Samples()], torch.device("cpu")) == [("cpu", False)]
+    assert to_device([Samples()], torch.device("cuda", 0)) == [("cuda", True)]
+
+
+def test_choosing_a_device_does_not_make_it_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    device = resolve_device("auto")
+    assert device == torch.device("cuda", 2) and resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == []
+    with process_group(torch.device("cuda")):
+        assert chosen == [device]
+    use_device(torch.device("cpu"))
+    assert chosen == [device]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_missing_gpu_is_named():
     with pytest.raises(ValueError, match="sees 0 CUDA device"):
         resolve_device("cuda")
-    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
 
 
 def test_json_lines_are_appended(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from toy import make_trainer
 
 from engine import HOOK_POINTS, Hook
+from engine.hook import evaluation_listener
 
 
 class Recorder(Hook):
@@ -18,6 +19,9 @@ def _record(point: str):
     def method(self, trainer, *arguments) -> None:
         self.log.append(point)
         if point == "after_epoch":
+            for hook in trainer.hooks:
+                hook.before_eval(trainer, "regular")
+            evaluation_listener(trainer, "regular")("batch", {}, [])
             trainer.publish_metrics({"val/x": 1.0})
 
     return method
@@ -31,7 +35,7 @@ def test_every_point_is_called_in_the_documented_order(tmp_path):
     log: list[str] = []
     make_trainer(tmp_path, batch_size=6, grad_accum_steps=2, max_epochs=2, hooks=[Recorder(log)]).train()
     step = ["before_step", "after_batch", "after_batch", "before_optimizer_step", "after_step"]
-    epoch = ["before_epoch", *step, *step, "after_epoch", "after_eval"]
+    epoch = ["before_epoch", *step, *step, "after_epoch", "before_eval", "after_eval_batch", "after_eval"]
     assert log == ["before_train", *epoch, *epoch, "after_train", "Recorder.close"]
 
 
@@ -61,6 +65,38 @@ def test_two_hooks_with_one_name_are_refused(tmp_path):
         make_trainer(tmp_path, hooks=[Recorder([]), Recorder([])])
 
 
+def test_a_hook_goes_by_its_class_name_and_the_subclass_of_one_by_its_parents():
+    class Average(Hook):
+        pass
+
+    class SlowAverage(Average):
+        pass
+
+    class Named(Average):
+        name = "mine"
+
+    class Mixed(dict, Named):
+        pass
+
+    assert [hook().name for hook in (Average, SlowAverage, Named, Mixed)] == ["Average", "Average", "mine", "mine"]
+
+
+@pytest.mark.parametrize(
+    "attribute, message", [("writes", "Left and Right both write the file 'b'"), ("evaluates", "Left and Right .* model 'b'")]
+)
+def test_two_hooks_that_write_or_add_the_same_are_refused(tmp_path, attribute, message):
+    left, right = type("Left", (Hook,), {attribute: ("a", "b")}), type("Right", (Hook,), {attribute: ("b", "c")})
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, hooks=[left(), Recorder([]), right()])
+    right.writes = right.evaluates = ("c",)
+    make_trainer(tmp_path, hooks=[left(), right()])
+
+
+def test_a_bare_name_in_place_of_a_tuple_is_refused_when_the_class_is_defined():
+    with pytest.raises(TypeError, match="'a.png',"):
+        type("Bad", (Hook,), {"writes": "a.png"})
+
+
 def test_metrics_cannot_be_published_from_after_eval(tmp_path):
     class Greedy(Hook):
         def after_epoch(self, trainer) -> None:
@@ -71,3 +107,25 @@ def test_metrics_cannot_be_published_from_after_eval(tmp_path):
 
     with pytest.raises(RuntimeError, match="after_eval"):
         make_trainer(tmp_path, hooks=[Greedy()]).train()
+
+
+def test_batches_of_an_evaluation_go_to_those_who_listen(tmp_path):
+    class Listener(Hook):
+        def __init__(self, name):
+            self.name, self.heard = name, []
+
+        def after_eval_batch(self, trainer, name, batch, outputs, results):
+            self.heard.append((name, batch, outputs, results))
+
+    first, second = Listener("first"), Listener("second")
+    trainer = make_trainer(tmp_path, hooks=[first, Recorder([]), second])
+    evaluation_listener(trainer, "ema")("batch", {"pred": 1}, ["result"])
+    assert first.heard == second.heard == [("ema", "batch", {"pred": 1}, ["result"])]
+
+
+def test_nothing_is_called_where_nobody_listens(tmp_path):
+    class Deaf(Hook):
+        def before_eval(self, trainer, name):
+            pass
+
+    assert evaluation_listener(make_trainer(tmp_path, hooks=[Deaf()]), "test") is None

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import StopAt, make_trainer, weights
+from toy import StopAt, ToyModel, make_trainer, weights
 
 from engine import Hook, load_checkpoint, save_checkpoint
 
@@ -175,3 +175,79 @@ def test_hook_states_travel_with_the_trainer(tmp_path, caplog):
 def test_bad_arguments_are_named(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **arguments)
+
+
+def test_an_evaluated_model_is_not_replaced_in_silence(tmp_path):
+    models = make_trainer(tmp_path).eval_models
+    mine, other = ToyModel(), ToyModel()
+    models["mine"] = mine
+    models["mine"] = mine
+    with pytest.raises(ValueError, match="'mine' is there already"):
+        models["mine"] = other
+    with pytest.raises(ValueError, match="'mine' is there already"):
+        models.update(mine=other)
+    with pytest.raises(ValueError, match="'mine' is there already"):
+        models |= {"mine": other}
+    assert models["mine"] is mine
+    del models["mine"]
+    models["mine"] = other
+    assert list(models) == ["regular", "mine"] and models["mine"] is other
+
+
+def test_an_interrupted_run_is_a_stopped_one_that_says_so(tmp_path):
+    class Interrupts(Hook):
+        def after_step(self, trainer) -> None:
+            trainer.interrupt("out of time")
+
+    trainer = make_trainer(tmp_path, hooks=[Interrupts()])
+    assert not trainer.interrupted
+    trainer.train()
+    assert trainer.interrupted and (trainer.step, trainer.stop_reason) == (1, "out of time")
+    stopped = make_trainer(tmp_path, hooks=[StopAt(1)])
+    stopped.train()
+    assert not stopped.interrupted
+
+
+@pytest.mark.parametrize("name, advice", [
+    ("train_loader", "train_loader="), ("model", "model="), ("unwrapped_model", "model="), ("optimizer", "optimizer="),
+    ("lr_scheduler", "lr_scheduler="), ("scaler", "precision="), ("hooks", "hooks="), ("device", "device="),
+    ("precision", "precision="), ("grad_accum_steps", "grad_accum_steps="), ("steps_per_epoch", "train_loader="),
+    ("max_epochs", "max_epochs="), ("max_steps", "max_epochs="), ("output_dir", "output_dir="), ("eval_models", "add entries"),
+])
+def test_what_others_were_made_for_cannot_be_replaced(tmp_path, name, advice):
+    trainer = make_trainer(tmp_path)
+    value = getattr(trainer, name)
+    with pytest.raises(AttributeError, match=f"trainer.{name} cannot be replaced.*{advice}"):
+        setattr(trainer, name, value)
+    trainer.mine, trainer.clip_grad_norm = 1, 0.5  # the rest may change
+
+
+class Resizes(Hook):
+    def __init__(self, num_boxes: int, num_labels: int) -> None:
+        self.sizes = num_boxes, num_labels
+
+    def before_step(self, trainer, batches) -> None:
+        target = batches[-1][1][-1]
+        target["boxes"], target["labels"] = (torch.zeros(size, 4) for size in self.sizes)
+
+
+class Watches(Hook):
+    def before_step(self, trainer, batches) -> None:
+        pass
+
+
+def test_a_hook_that_leaves_boxes_without_labels_is_named(tmp_path):
+    trainer = make_trainer(tmp_path, hooks=[Watches(), Resizes(3, 2)])
+    with pytest.raises(ValueError, match=r"before_step of Resizes: image \d+ has 3 boxes and 2 labels"):
+        trainer.train()
+    assert trainer.step == 0
+
+
+def test_a_loader_whose_targets_do_not_fit_is_named(tmp_path):
+    trainer = make_trainer(tmp_path, hooks=[Watches()])
+    for target in (batch := next(iter(trainer.train_loader)))[1]:
+        target |= {"boxes": torch.zeros(2, 4), "labels": torch.zeros(1)}
+    del target["image_id"]
+    trainer.train_loader._batches = lambda: iter([batch] * 6)
+    with pytest.raises(ValueError, match=r"the train loader: image \d+ has 2 boxes and 1 labels"):
+        trainer.train()

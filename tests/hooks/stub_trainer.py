@@ -40,15 +40,19 @@ class StubTrainer:
         self.output_dir = Path(output_dir)
         self.hooks = list(hooks)
         self.max_epochs, self.steps_per_epoch, self.max_steps = max_epochs, steps_per_epoch, max_epochs * steps_per_epoch
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.epoch_step = 0
         self.train_loader = []
         self.losses, self.grad_norm, self.metrics = {}, torch.zeros(()), {}
         self.eval_models = {"regular": self.unwrapped_model}
-        self.stop_reason = None
+        self.stop_reason, self.interrupted = None, False
         self.num_images, self.data_seconds, self.bad_steps = 0, 0.0, 0
 
     def stop(self, reason):
         self.stop_reason = self.stop_reason or reason
+
+    def interrupt(self, reason):
+        self.interrupted = True
+        self.stop(reason)
 
     def publish_metrics(self, metrics):
         self.metrics = dict(metrics)

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from stub_trainer import Constant, StubTrainer, golden, through_a_file
+from toy import make_trainer
 
 from engine import load_checkpoint
-from hooks import BestCheckpointHook
+from hooks import BestCheckpointHook, CheckpointHook, Hook
 
 REGULAR, EMA = "val/mAP_50_95", "val/ema_mAP_50_95"
 CASES = golden("best_model")["cases"]
@@ -113,3 +114,16 @@ def test_a_metric_that_nobody_publishes_is_reported_once_with_those_that_are(tmp
     assert len(caplog.records) == 1
     for word in ("val/mAP50", "Did you mean val/mAP_50_95?", EMA):
         assert word in caplog.text
+
+
+def test_its_files_and_those_of_the_saver_belong_to_one_hook(tmp_path):
+    class Rival(Hook):
+        writes = ("checkpoint_best_ema.pth",)
+
+    class Copycat(CheckpointHook):
+        name = "Copycat"
+
+    with pytest.raises(ValueError, match="BestCheckpointHook and Rival .*checkpoint_best_ema.pth"):
+        make_trainer(tmp_path, hooks=[BestCheckpointHook(), Rival()])
+    with pytest.raises(ValueError, match="CheckpointHook and Copycat .*checkpoint.pth"):
+        make_trainer(tmp_path, hooks=[CheckpointHook(), Copycat()])

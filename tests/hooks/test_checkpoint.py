@@ -106,3 +106,10 @@ def test_resumed_at_any_step_ends_at_the_same_bits(tmp_path):
 def test_impossible_arguments():
     with pytest.raises(ValueError, match="keep=-1"):
         CheckpointHook(keep=-1)
+
+
+def test_the_last_step_of_an_epoch_is_left_to_after_epoch(tmp_path):
+    hook, trainer = CountingCheckpointHook(every_steps=1), StubTrainer(tmp_path, Constant(), steps_per_epoch=4)
+    for trainer.step, trainer.epoch_step in ((12, 3), (13, 4)):
+        hook.after_step(trainer)
+    assert hook.saves == [(0, 12)]

@@ -103,14 +103,11 @@ def test_random_numbers_go_on_as_without_it():
 
 
 def test_no_evaluation_when_time_is_up():
-    class Interrupted(Hook):
-        interrupted = True
-
     trainer, hook, listener = make_run()
     trainer.stop("somebody else's reason")
     finish_epoch(trainer, hook)
     assert len(listener.heard) == 1
-    trainer.hooks.append(Interrupted())
+    trainer.interrupt("time is up")
     finish_epoch(trainer, hook)
     assert len(listener.heard) == 1
 
@@ -139,3 +136,23 @@ def test_with_the_average_and_early_stopping():
 def test_impossible_arguments():
     with pytest.raises(ValueError, match="every_epochs=0"):
         COCOEvalHook(Loader(), postprocess, ["cat"], every_epochs=0)
+
+
+def test_hooks_follow_the_evaluation_of_each_model():
+    class Follower(Hook):
+        def __init__(self):
+            self.heard = []
+
+        def before_eval(self, trainer, name):
+            self.heard.append(name)
+
+        def after_eval_batch(self, trainer, name, batch, outputs, results):
+            assert (len(batch[1]), len(outputs["pred_boxes"]), len(results)) == (1, 1, 1)
+            self.heard.append((name, int(batch[1][0]["image_id"])))
+
+    trainer, hook, _ = make_run(with_ema=True)
+    follower = Follower()
+    trainer.hooks.insert(0, follower)
+    finish_epoch(trainer, hook)
+    images = [[(name, image) for image in range(3)] for name in ("regular", "ema")]
+    assert follower.heard == ["regular", *images[0], "ema", *images[1]]

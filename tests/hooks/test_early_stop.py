@@ -70,13 +70,26 @@ def test_impossible_arguments():
         EarlyStopHook(0)
 
 
-def test_the_patience_is_told_if_asked_for(caplog):
+def test_each_decision_is_told_if_asked_for(caplog):
+    values = [0.9, 0.5, 0.4, {"val/loss": 1.0}, 0.6, 0.6, 0.6]
     with caplog.at_level(logging.INFO):
-        stops([0.5, 0.4], patience=3, verbose=True)
-        assert "0.4000, the best is 0.5000; 1 of 3" in caplog.text
+        stops(values, patience=2, verbose=True, skip_first_epochs=1)
+        expected = ["epoch 1 is one of the first 1", "0.5000 is the best so far", "0.4000, the best is 0.5000; 1 of 2",
+                    f"neither {REGULAR} nor {EMA}", "0.6000 is the best so far", "0.6000, the best is 0.6000; 1 of 2",
+                    "0.6000, the best is 0.6000; 2 of 2", "the run stops here, 2 evaluations in a row"]
+        lines = [record.message for record in caplog.records if record.levelno == logging.INFO]
+        assert len(lines) == len(expected) and all(text in line for text, line in zip(expected, lines))
         caplog.clear()
-        stops([0.5, 0.4], patience=3)
+        stops([0.5, 0.4, 0.4], patience=2)
         assert not caplog.records
+
+
+def test_a_stop_at_once_is_told_if_asked_for(caplog):
+    with caplog.at_level(logging.INFO):
+        stops([0.9], stopping_threshold=0.8, verbose=True)
+    assert [record.message for record in caplog.records] == [
+        "early stopping: the run stops here, the metric 0.9000 is above stopping_threshold 0.8"
+    ]
 
 
 @pytest.mark.parametrize(("value", "found"), [(math.nan, True), (0.0, False)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from stub_trainer import StubTrainer, golden, through_a_file
 from torch import nn
+from toy import make_trainer
 
 from hooks import EMAHook
 from hooks.ema import ema_decay
@@ -120,3 +121,22 @@ def test_buffers_may_be_copied():
 def test_impossible_arguments(arguments):
     with pytest.raises(ValueError, match="EMAHook"):
         EMAHook(**arguments)
+
+
+def test_the_average_goes_on_where_a_trainer_trains_again(tmp_path):
+    hook = EMAHook(0.9, 3)
+    trainer = make_trainer(tmp_path, hooks=[hook], max_epochs=1)
+    trainer.train()
+    average = trainer.eval_models["ema"]
+    before = [p.clone() for p in average.parameters()]
+    trainer.train()
+    assert trainer.eval_models["ema"] is average
+    assert all(torch.equal(a, b) for a, b in zip(before, average.parameters()))
+
+
+def test_a_second_average_is_refused(tmp_path):
+    class Other(EMAHook):
+        name = "Other"
+
+    with pytest.raises(ValueError, match="EMAHook and Other .*'ema'"):
+        make_trainer(tmp_path, hooks=[EMAHook(), Other()])

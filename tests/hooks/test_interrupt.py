@@ -24,10 +24,9 @@ class Sender(Hook):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_stops_after_the_step(tmp_path, name):
     before = signal.getsignal(getattr(signal, name))
-    hook = InterruptHook()
-    trainer = make_trainer(tmp_path, hooks=[Sender(3, getattr(signal, name)), hook, CheckpointHook()])
+    trainer = make_trainer(tmp_path, hooks=[Sender(3, getattr(signal, name)), InterruptHook(), CheckpointHook()])
     trainer.train()
-    assert trainer.step == 3 and hook.interrupted and trainer.stop_reason == f"received {name}"
+    assert trainer.step == 3 and trainer.interrupted and trainer.stop_reason == f"received {name}"
     assert (tmp_path / "checkpoint.pth").exists()
     assert signal.getsignal(getattr(signal, name)) == before
 
@@ -41,17 +40,15 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
 
 
 def test_time_budget(tmp_path):
-    hook = InterruptHook(max_hours=1e-9)
-    trainer = make_trainer(tmp_path, hooks=[hook])
+    trainer = make_trainer(tmp_path, hooks=[InterruptHook(max_hours=1e-9)])
     trainer.train()
-    assert trainer.step == 1 and hook.interrupted and "time budget" in trainer.stop_reason
+    assert trainer.step == 1 and trainer.interrupted and "time budget" in trainer.stop_reason
 
 
 def test_undisturbed(tmp_path):
-    hook = InterruptHook(max_hours=1)
-    trainer = make_trainer(tmp_path, hooks=[hook])
+    trainer = make_trainer(tmp_path, hooks=[InterruptHook(max_hours=1)])
     trainer.train()
-    assert trainer.step == 12 and not hook.interrupted
+    assert trainer.step == 12 and not trainer.interrupted
 
 
 def test_at_the_end_of_an_epoch_nothing_is_evaluated(tmp_path):

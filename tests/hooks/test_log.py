@@ -138,3 +138,15 @@ def test_the_last_period_does_not_count_the_evaluation_after_it(tmp_path):
     make_trainer(tmp_path, max_epochs=1, hooks=[LogHook([writer], every_steps=4), Slow()]).train()
     scalars = writer.lines[-1][2]
     assert writer.lines[-1][0] == 6 and scalars["train/images_per_s"] > 8 / 0.3
+
+
+def test_the_end_of_an_epoch_is_the_epochs_own(tmp_path):
+    """After a resume with another number of images a step, the steps of the run are not those of its epochs any more."""
+    writer, trainer = ListWriter(), StubTrainer(steps_per_epoch=4)
+    hook = LogHook([writer], every_steps=50)
+    hook.before_train(trainer)
+    trainer.losses = {"loss": torch.tensor(1.0)}
+    for trainer.step, trainer.epoch_step in ((7, 3), (8, 4), (9, 1), (12, 4)):
+        trainer.step += 3
+        hook.after_step(trainer)
+    assert [step for step, _, _ in writer.lines] == [11, 15]

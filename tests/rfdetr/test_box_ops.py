@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from rfdetr.box_ops import box_area, box_iou, cxcywh_to_xyxy, generalized_box_iou, xyxy_to_cxcywh
+from rfdetr.box_ops import box_area, box_iou, cxcywh_to_xyxy, generalized_box_iou
 
 UNIT = torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 
-def test_conversions_are_inverse():
+def test_centre_and_size_become_corners():
     corners = torch.tensor([[0.1, 0.2, 0.5, 0.9], [0.3, 0.3, 0.3, 0.3]])
-    torch.testing.assert_close(xyxy_to_cxcywh(corners), torch.tensor([[0.3, 0.55, 0.4, 0.7], [0.3, 0.3, 0.0, 0.0]]))
-    torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(corners)), corners)
+    torch.testing.assert_close(cxcywh_to_xyxy(torch.tensor([[0.3, 0.55, 0.4, 0.7], [0.3, 0.3, 0.0, 0.0]])), corners)
 
 
 def test_negative_sizes_become_points():

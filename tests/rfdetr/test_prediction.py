@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rfdetr import VARIANTS, InputError, LabelMap, build_model, build_postprocess, load_weights
-from rfdetr.prediction import checkpoint_classes, coco_results, drawn_paths, predict, save_drawing
+from rfdetr.prediction import coco_results, drawn_paths, predict, save_drawing
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "detector"
 SPEC = importlib.util.spec_from_file_location("golden_formula", GOLDENS / "formula.py")
@@ -132,12 +132,3 @@ def test_rows_of_a_coco_results_file():
     ]  # label 2, the spare logit, stands for no category
     encoded = json.loads(json.dumps(rows))[0]["segmentation"]
     np.testing.assert_array_equal(coco_mask.decode(encoded), masks[0, 0].numpy())
-
-
-def test_classes_of_our_files_and_of_published_ones():
-    own = LabelMap((3, 7), ("cat", "dog"))
-    assert checkpoint_classes({"label_map": own.to_dict(), "class_names": ["cat", "dog"]}, 2) == own
-    assert checkpoint_classes({"label_map": None, "class_names": ["cat", "dog"]}, 2) == LabelMap((0, 1), ("cat", "dog"))
-    coco = checkpoint_classes({"label_map": None, "class_names": None}, 90)
-    assert (coco.num_classes, coco.category_of(90), coco.names[90], coco.category_of(12)) == (90, 90, "toothbrush", None)
-    assert checkpoint_classes({"label_map": None, "class_names": None}, 2).names == ["0", "1"]

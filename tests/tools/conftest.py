@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import train
 import yaml
 from PIL import Image
+
+from rfdetr.training.commands import fit
 
 sys.path.append(str(Path(__file__).parent))  # for `observers`
 
@@ -63,5 +64,5 @@ def config_file(tmp_path_factory, dataset_dir) -> str:
 def finished_run(tmp_path_factory, config_file) -> Path:
     """The folder of a run that went to its end."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert train.main(["--cfg", config_file, "--train.output_dir", str(folder), "--eval.run_test", "true"]) == 0
+    assert fit(["--cfg", config_file, "--train.output_dir", str(folder), "--eval.run_test", "true"]) == 0
     return folder

@@ -16,20 +16,24 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import train
-from command_line import ExitCode, plain_dict
 from torch import Tensor, nn
 
 from engine import Hook, Trainer
 from hooks import BestCheckpointHook, COCOEvalHook, DropPathHook, EarlyStopHook, EMAHook
-from rfdetr import build
-from rfdetr.config import RunConfig
+from rfdetr.build import build_criterion, build_model
 from rfdetr.data.samplers import TrainBatchSampler
+from rfdetr.training import build_trainer, train
+from rfdetr.training.assemble import build_lr_scheduler, build_optimizer
+from rfdetr.training.command_line import ExitCode
+from rfdetr.training.commands import fit
+from rfdetr.training.config import RunConfig
+from rfdetr.training.parsing import plain_dict
 
 CLOCKS = ("train/images_per_s", "train/data_wait")
 NUM_EVALUATIONS = 14  # made up ones
@@ -62,7 +66,7 @@ def _run(config: RunConfig) -> dict[str, Any]:
     before, terminal = set(os.listdir()), _Terminal()
     try:
         with redirect_stderr(terminal):
-            code = train.train(config, [], resume=None, overwrite=False)
+            status = train(config)["status"]
         new = sorted(set(os.listdir()) - before)
         folder = Path(config.train.output_dir)
         metrics_file = folder / "metrics.jsonl"
@@ -70,7 +74,7 @@ def _run(config: RunConfig) -> dict[str, Any]:
         return {
             "files": [re.sub(r"tfevents.*", "tfevents", str(path)) for name in new for path in sorted(Path(name).rglob("*"))],
             "lines": [{key: value for key, value in line.items() if key not in CLOCKS} for line in lines],
-            "results": json.loads((folder / "results.json").read_text()) if code == ExitCode.DONE else None,
+            "results": json.loads((folder / "results.json").read_text()) if status == "done" else None,
             "has_bar": "step/s" in terminal.getvalue() or "s/step" in terminal.getvalue(),
         }
     finally:
@@ -114,7 +118,7 @@ def runs_with_hooks(config: RunConfig) -> bool:
     terminal = _Terminal()
     try:
         with redirect_stderr(terminal):
-            assert train.main(["--cfg", "run.yaml"]) == ExitCode.DONE
+            assert fit(["--cfg", "run.yaml"]) == ExitCode.DONE
         return "epoch 1/1" in terminal.getvalue()
     finally:
         shutil.rmtree(config.train.output_dir, ignore_errors=True)
@@ -126,8 +130,8 @@ def runs_with_hooks(config: RunConfig) -> bool:
 @once
 def _trained(config: RunConfig) -> dict[str, Any]:
     """Train with the hooks that change a model; those that evaluate and save take most of a run's time."""
-    trainer = train.build_trainer(config)
-    trainer.hooks = [hook for hook in trainer.hooks if isinstance(hook, (EMAHook, DropPathHook))]
+    trainer = build_trainer(config)
+    trainer.hooks[:] = [hook for hook in trainer.hooks if isinstance(hook, (EMAHook, DropPathHook))]
     trainer.train()
     return {"num_steps": trainer.step, **{name: _sums(model) for name, model in trainer.eval_models.items()}}
 
@@ -151,12 +155,12 @@ def averaged_weights(config: RunConfig) -> dict[str, float]:
 
 def first_weights(config: RunConfig) -> dict[str, float]:
     """Sums of all weights before training."""
-    return _sums(train.build_trainer(config).unwrapped_model)
+    return _sums(build_trainer(config).unwrapped_model)
 
 
 def parameters(config: RunConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all parameters."""
-    return {name: tuple(p.shape) for name, p in train.build_trainer(config).unwrapped_model.named_parameters()}
+    return {name: tuple(p.shape) for name, p in build_trainer(config).unwrapped_model.named_parameters()}
 
 
 def learned(config: RunConfig) -> list[str]:
@@ -167,8 +171,8 @@ def learned(config: RunConfig) -> list[str]:
 
 def block_calls(config: RunConfig) -> int:
     """How often a block of the ViT is computed in training."""
-    trainer, calls = train.build_trainer(config), []
-    trainer.hooks = []
+    trainer, calls = build_trainer(config), []
+    trainer.hooks[:] = []
     trainer.unwrapped_model.backbone.encoder.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     trainer.train()
     return len(calls)
@@ -176,18 +180,18 @@ def block_calls(config: RunConfig) -> int:
 
 def compiled_blocks(config: RunConfig) -> int:
     """How many blocks will be compiled when they are first used, which would take minutes."""
-    return sum(block._compiled_call_impl is not None for block in train.build_trainer(config).unwrapped_model.blocks)
+    return sum(block._compiled_call_impl is not None for block in build_trainer(config).unwrapped_model.blocks)
 
 
 def is_deterministic(config: RunConfig) -> bool:
-    train.build_trainer(config)
+    build_trainer(config)
     return torch.are_deterministic_algorithms_enabled()
 
 
 def averaged_buffer(config: RunConfig) -> float:
     """What the average has of a buffer that is 0 before training and 1 after it; our models have no buffer."""
-    trainer = train.build_trainer(config)
-    trainer.hooks = [hook for hook in trainer.hooks if isinstance(hook, EMAHook)]
+    trainer = build_trainer(config)
+    trainer.hooks[:] = [hook for hook in trainer.hooks if isinstance(hook, EMAHook)]
     trainer.unwrapped_model.register_buffer("counted", torch.zeros(()))
 
     def count(model: nn.Module, *_: Any) -> None:
@@ -200,9 +204,9 @@ def averaged_buffer(config: RunConfig) -> float:
 
 def learning_rates(config: RunConfig) -> list[list[float]]:
     """Learning rate of each parameter group at each step of three epochs."""
-    model = build.build_model(config.model.architecture(2))
-    optimizer = build.build_optimizer(config.optim, model)
-    scheduler = build.build_lr_scheduler(config.optim, optimizer, epochs=3, steps_per_epoch=4)
+    model = build_model(config.model.architecture(2))
+    optimizer = build_optimizer(config, model)
+    scheduler = build_lr_scheduler(replace(config, train=replace(config.train, epochs=3)), optimizer, 4)
     rates = []
     for _ in range(12):
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -215,7 +219,7 @@ def learning_rates(config: RunConfig) -> list[list[float]]:
 
 
 def _loaders(config: RunConfig) -> list:
-    trainer = train.build_trainer(config)
+    trainer = build_trainer(config)
     return [trainer.train_loader, next(hook.data_loader for hook in trainer.hooks if isinstance(hook, COCOEvalHook))]
 
 
@@ -284,7 +288,7 @@ def batches_drawn_at_first(config: RunConfig) -> int:
 def loss(config: RunConfig) -> float:
     """The total training loss of made-up predictions and objects, with masks."""
     architecture = config.model.architecture(2)
-    criterion = build.build_criterion(architecture, config.loss).train()
+    criterion = build_criterion(architecture, config.loss).train()
     generator = torch.Generator().manual_seed(0)
     num_queries = architecture.num_queries * architecture.group_detr
 
@@ -308,9 +312,9 @@ def loss(config: RunConfig) -> float:
 
 def metrics(config: RunConfig) -> dict[str, float]:
     """What an evaluation at the start of a run publishes."""
-    trainer = train.build_trainer(config)
+    trainer = build_trainer(config)
     coco_eval = next(hook for hook in trainer.hooks if isinstance(hook, COCOEvalHook))
-    trainer.hooks = []
+    trainer.hooks[:] = []
     trainer.eval_models["ema"] = copy.deepcopy(trainer.unwrapped_model)
     return coco_eval.evaluate_and_publish(trainer)
 
@@ -324,16 +328,16 @@ class _NotingHook(Hook):
 
 
 def evaluated_epochs(config: RunConfig) -> list[int]:
-    trainer, noting = train.build_trainer(config), _NotingHook()
-    trainer.hooks = [noting, *(hook for hook in trainer.hooks if isinstance(hook, COCOEvalHook))]
+    trainer, noting = build_trainer(config), _NotingHook()
+    trainer.hooks[:] = [noting, *(hook for hook in trainer.hooks if isinstance(hook, COCOEvalHook))]
     trainer.train()
     return noting.epochs
 
 
 def best_epoch(config: RunConfig) -> int:
     """The epoch whose weights are kept, where F1 rises and mAP is best at first."""
-    trainer = train.build_trainer(config)
-    trainer.hooks = [hook for hook in trainer.hooks if isinstance(hook, BestCheckpointHook)]
+    trainer = build_trainer(config)
+    trainer.hooks[:] = [hook for hook in trainer.hooks if isinstance(hook, BestCheckpointHook)]
     for trainer.epoch, (m_ap, f1) in enumerate([(0.5, 0.2), (0.3, 0.3), (0.2, 0.4)], start=1):
         trainer.publish_metrics({"val/mAP_50_95": m_ap, "val/F1": f1})
     path = Path(config.train.output_dir, "checkpoint_best_regular.pth")
@@ -354,8 +358,8 @@ def stopping_at_nan(config: RunConfig) -> tuple[int, str | None, int]:
 
 
 def _stopping(config: RunConfig, values: list[tuple[float, float]]) -> tuple[int, str | None, int]:
-    trainer = train.build_trainer(config)
-    trainer.hooks = [hook for hook in trainer.hooks if isinstance(hook, EarlyStopHook)]
+    trainer = build_trainer(config)
+    trainer.hooks[:] = [hook for hook in trainer.hooks if isinstance(hook, EarlyStopHook)]
     logger, handler, lines = logging.getLogger("hooks.early_stop"), logging.Handler(), []
     handler.emit = lines.append
     level = logger.level

@@ -1,4 +1,4 @@
-"""Write the README's tables of all options: ``python tools/options_table.py [--write README.md]``.
+"""Write the README's tables of all options: ``python tests/tools/options_table.py [--write README.md]``.
 
 They are made from the dataclasses of the configuration: name, default, and the text below each field.
 """
@@ -11,13 +11,13 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from command_line import ExitCode, run_tool
 from docstring_parser import parse_from_object
 
-from rfdetr.config import RunConfig
 from rfdetr.errors import InputError
+from rfdetr.training.command_line import ExitCode, run_tool
+from rfdetr.training.config import RunConfig
 
-START, END = "<!-- options: made by tools/options_table.py -->", "<!-- end of options -->"
+START, END = "<!-- options: made by tests/tools/options_table.py -->", "<!-- end of options -->"
 
 
 def options_table() -> str:

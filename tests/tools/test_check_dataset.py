@@ -4,14 +4,14 @@ import json
 import logging
 import shutil
 
-import check_dataset
-import command_line
 import pytest
-import train
 import yaml
 from PIL import Image
+from reading import read
 
 from rfdetr.errors import InputError
+from rfdetr.training.commands import check, fit
+from rfdetr.training.data import check_splits
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def dirty(dataset_dir, tmp_path):
 
 
 def test_findings_are_printed_and_make_the_exit_code(dirty, capsys):
-    assert check_dataset.main(["--dataset_dir", str(dirty), "--quick"]) == 1
+    assert check(["--dataset_dir", str(dirty), "--quick"]) == 1
     printed = capsys.readouterr().out
     for text in ("ERROR   images that are listed but not there: val 1\n    val: 3.png\n",
                  "WARNING boxes without an area: train 2", "bright", "24         8", "1 errors (would break or falsify training)",
@@ -39,12 +39,12 @@ def test_findings_are_printed_and_make_the_exit_code(dirty, capsys):
 
 def test_warnings_alone_are_no_failure(dirty, capsys):
     shutil.copy(dirty / "valid" / "1.png", dirty / "valid" / "3.png")
-    assert check_dataset.main(["--dataset_dir", str(dirty), "--quick", "--resolution", "560"]) == 0
+    assert check(["--dataset_dir", str(dirty), "--quick", "--resolution", "560"]) == 0
     assert "input 560 x 560 pixels, 300 queries" in capsys.readouterr().out
 
 
 def test_report_as_json_and_picture(dirty, tmp_path):
-    check_dataset.main(["--dataset_dir", str(dirty), "--output", str(tmp_path / "out"), "--resolution", "pico"])
+    check(["--dataset_dir", str(dirty), "--output", str(tmp_path / "out"), "--resolution", "pico"])
     content = json.loads((tmp_path / "out" / "check.json").read_text())
     assert content["input_size"] == [256, 256] and content["num_queries"] == 100 and content["format"] == "roboflow"
     assert content["splits"]["train"]["class_counts"] == {"bright": 12, "dark": 11}
@@ -55,10 +55,10 @@ def test_report_as_json_and_picture(dirty, tmp_path):
 
 
 def test_the_corrected_copy_passes_with_the_file_that_it_comes_with(dirty, tmp_path, capsys):
-    assert check_dataset.main(["--dataset_dir", str(dirty), "--fix", str(tmp_path / "fixed")]) == 1
+    assert check(["--dataset_dir", str(dirty), "--fix", str(tmp_path / "fixed")]) == 1
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed.partition("which holds\n\n")[2])["data"]["splits"]["train"]["annotations"] == "train.json"
-    assert check_dataset.main(["--cfg", str(tmp_path / "fixed" / "splits.yaml"), "--quick"]) == 0
+    assert check(["--cfg", str(tmp_path / "fixed" / "splits.yaml"), "--quick"]) == 0
     printed = capsys.readouterr().out
     assert "without an area" not in printed and "second boxes" not in printed
 
@@ -66,11 +66,9 @@ def test_the_corrected_copy_passes_with_the_file_that_it_comes_with(dirty, tmp_p
 def test_training_refuses_errors_and_says_what_it_will_evaluate(dirty, config_file, tmp_path, caplog):
     argv = ["--cfg", config_file, "--data.dataset_dir", str(dirty), "--train.output_dir", str(tmp_path / "run")]
     with pytest.raises(InputError, match=r"(?s)cannot be trained on.*val: 1 images that are listed but not there \(3\.png\)"):
-        train.main(argv)
-    parser = command_line.make_parser("")
-    skipping = parser.parse_args([*argv, "--data.on_bad_image", "skip", "--eval.run_test", "true"])
+        fit(argv)
     with caplog.at_level(logging.INFO):
-        train.check_data(command_line.run_config(parser, skipping)[0])
+        check_splits(read(*argv, "--data.on_bad_image", "skip", "--eval.run_test", "true"))
     assert "train: 2 boxes without an area" in caplog.text and "listed but not there" in caplog.text
     assert "evaluated during training: the val split, 8 images with 8 boxes" in caplog.text
     assert "evaluated at the end: the test split, 4 images with 4 boxes" in caplog.text
@@ -88,4 +86,4 @@ def test_training_refuses_errors_and_says_what_it_will_evaluate(dirty, config_fi
 )
 def test_bad_input(argv, message):
     with pytest.raises(InputError, match=message):
-        check_dataset.main(argv)
+        check(argv)

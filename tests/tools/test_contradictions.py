@@ -3,10 +3,11 @@
 import sys
 
 import pytest
-import train
-from command_line import make_parser, parse, run_config
+from reading import read
 
 from rfdetr.errors import InputError
+from rfdetr.training import assemble
+from rfdetr.training.commands import fit
 
 EARLY = ("--early_stopping.enabled", "true")
 REFUSED = [
@@ -42,15 +43,13 @@ REFUSED = [
 @pytest.mark.parametrize(("argv", "message"), REFUSED, ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
 def test_contradictions_are_refused_before_the_data_are_read(config_file, tmp_path, monkeypatch, argv, message):
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("check_data", "build_dataset"):
-        monkeypatch.setattr(train.build, name, lambda *arguments, **options: pytest.fail("the data were read"))
+    monkeypatch.setattr(assemble, "open_run_data", lambda *arguments: pytest.fail("the data were read"))
     with pytest.raises(InputError, match=message):
-        train.main(["--cfg", config_file, "--train.output_dir", str(tmp_path / "run"), *argv])
+        fit(["--cfg", config_file, "--train.output_dir", str(tmp_path / "run"), *argv])
     assert not list(tmp_path.glob("run/*"))
 
 
 def test_a_users_metric_may_be_monitored(config_file):
     """Only what is known to be contradictory is refused: hooks may publish metrics of any name."""
-    parser = make_parser("test")
-    config, _ = run_config(parser, parse(parser, ["--cfg", config_file, "--eval.monitor", "my_metric"]))
+    config = read("--cfg", config_file, "--eval.monitor", "my_metric")
     assert config.eval.monitor == "my_metric"

@@ -14,8 +14,8 @@ import torch
 from PIL import ExifTags, Image
 
 from rfdetr import VARIANTS, build_model
-from rfdetr.config import RunConfig
 from rfdetr.errors import InputError
+from rfdetr.training.config import RunConfig
 
 SECTIONS = {section.name: type(section.default) for section in fields(RunConfig) if is_dataclass(section.default)}
 OPTIONS = [f"{name}.{option.name}" for name, section in SECTIONS.items() for option in fields(section)] + ["hooks"]
@@ -110,7 +110,7 @@ EFFECTS = {
 
     "train.epochs": Effect(see.num_steps, 2),
     "train.grad_accum_steps": Effect(see.weights, 2),
-    "train.precision": Effect(see.weights, "bf16"),
+    "train.precision": Effect(see.weights, "bf16", {"train.precision": "fp32"}),
     "train.seed": Effect(see.first_weights, 43),
     "train.deterministic": Effect(see.is_deterministic, True),
     "train.device": Effect(see.first_weights, "cuda:63", refused="cuda:63"),

@@ -3,14 +3,15 @@
 import json
 import tarfile
 
-import pack_shards
 import pytest
 
+from rfdetr.data.packing import pack_dataset
 from rfdetr.errors import InputError
+from rfdetr.training import commands
 
 
 def pack(dataset_dir, output, *options):
-    return pack_shards.main(["--dataset_dir", str(dataset_dir), "--output", str(output), *options])
+    return commands.pack(["--dataset_dir", str(dataset_dir), "--output", str(output), *options])
 
 
 def test_all_splits_are_packed(dataset_dir, tmp_path, capsys):
@@ -43,7 +44,7 @@ def test_same_data_give_the_same_bytes_also_from_shards(dataset_dir, tmp_path):
 
 def test_shards_are_closed_at_their_size(write_split, tmp_path):
     write_split(tmp_path / "data" / "train", 3)
-    pack_shards.pack_dataset(tmp_path / "data", tmp_path / "shards", shard_mb=0.001)
+    pack_dataset(tmp_path / "data", tmp_path / "shards", shard_mb=0.001)
     assert [path.name for path in sorted((tmp_path / "shards").glob("*.tar"))] == [
         "train-000000.tar", "train-000001.tar", "train-000002.tar"]
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
-from command_line import ExitCode, make_parser, parse, run_config
+from reading import read
 
 from engine import load_checkpoint
 from hooks import EMAHook
 from rfdetr import VARIANTS, build_model
 from rfdetr.errors import InputError
+from rfdetr.training import build_trainer
+from rfdetr.training.command_line import ExitCode
 from rfdetr.weights import official_state_dict
 
 TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
@@ -25,12 +26,10 @@ TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
 def build(config_file, tmp_path):
     """Build the trainer of a configuration with overrides."""
 
-    def build_trainer(*argv: str):
-        parser = make_parser("test")
-        config, _ = run_config(parser, parse(parser, ["--cfg", config_file, "--train.output_dir", str(tmp_path / "run"), *argv]))
-        return train.build_trainer(config)
+    def build_from(*argv: str):
+        return build_trainer(read("--cfg", config_file, "--train.output_dir", str(tmp_path / "run"), *argv))
 
-    return build_trainer
+    return build_from
 
 
 def ema_of(trainer) -> EMAHook:
@@ -128,7 +127,7 @@ def test_two_processes_with_divided_weights_train_what_one_trains(config_file, t
     """The frozen part and gradient checkpointing are there to show that neither gets in the way of dividing."""
     options = ["--ema.enabled", "false", "--train.epochs", "1", "--log.plots", "false", "--log.tensorboard", "false",
                "--loss.normalize", "window", "--model.freeze", '["backbone.encoder.patch_embed"]',
-               "--model.gradient_checkpointing", "true", "--log.every_steps", "1"]
+               "--model.gradient_checkpointing", "true", "--log.every_steps", "1", "--train.precision", "fp32"]
     folder = tmp_path / "divided"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(TRAIN), "--cfg",
                config_file, "--train.output_dir", str(folder), "--train.strategy", "fsdp", "--data.batch_size", "2", *options]

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 import yaml
-from command_line import ExitCode, make_parser, parse, run_config
+from reading import read
 
 from engine import CheckpointError, load_checkpoint
 from rfdetr.errors import InputError
 from rfdetr.models import RFDETR
+from rfdetr.training import build_trainer
+from rfdetr.training.command_line import ExitCode
+from rfdetr.training.commands import fit
 from rfdetr.weights import official_state_dict
 
 TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
@@ -26,7 +28,7 @@ def start(config_file, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def start_training(*argv: str) -> ExitCode:
-        return train.main(["--cfg", config_file, "--train.output_dir", str(tmp_path / "run"), *argv])
+        return fit(["--cfg", config_file, "--train.output_dir", str(tmp_path / "run"), *argv])
 
     return start_training
 
@@ -73,10 +75,8 @@ def test_a_run_leaves_its_files(finished_run):
 
 
 def test_the_written_configuration_repeats_the_run(finished_run, config_file):
-    parser = make_parser("test")
-    again, _ = run_config(parser, parse(parser, ["--cfg", str(finished_run / "config.yaml")]))
-    first, _ = run_config(parser, parse(parser, ["--cfg", config_file, "--train.output_dir", str(finished_run),
-                                                 "--eval.run_test", "true"]))
+    again = read("--cfg", str(finished_run / "config.yaml"))
+    first = read("--cfg", config_file, "--train.output_dir", str(finished_run), "--eval.run_test", "true")
     assert again == first
 
 
@@ -118,10 +118,9 @@ def test_resuming_a_finished_run_changes_nothing(finished_run, start, tmp_path):
 
 
 def test_the_model_in_memory_ends_with_the_best_weights(config_file, finished_run):
-    parser = make_parser("test")
-    config, _ = run_config(parser, parse(parser, ["--cfg", str(finished_run / "config.yaml")]))
-    trainer = train.build_trainer(config)
-    train.finish(trainer, config)
+    config = read("--cfg", str(finished_run / "config.yaml"))
+    trainer = build_trainer(config, resumed=True)
+    trainer.hooks[-1].after_train(trainer)
     best = load_checkpoint(finished_run / "checkpoint_best_total.pth")["model"]
     assert_equal(dict(official_state_dict(trainer.unwrapped_model)), dict(best))
 
@@ -187,10 +186,10 @@ def test_bad_input_is_refused_before_anything_is_written(start, tmp_path, argv, 
     assert not list((tmp_path / "run").glob("*"))
 
 
-def test_a_hook_that_is_there_already_is_refused_and_blocks_nothing(start):
+def test_two_hooks_for_one_place_are_refused_and_block_nothing(start):
     for _ in range(2):
-        with pytest.raises(InputError, match="EMAHook would be there twice"):
-            start("--hooks", '[{"class_path": "hooks.EMAHook"}]')
+        with pytest.raises(InputError, match="EMAHook and EMAHook both take the place of EMAHook"):
+            start("--hooks", '[{"class_path": "hooks.EMAHook"}, {"class_path": "hooks.EMAHook"}]')
 
 
 def test_a_test_split_that_is_asked_for_has_to_be_there(start, tmp_path, write_split):
@@ -209,7 +208,7 @@ def test_weights_of_another_variant_or_of_other_classes_are_refused(finished_run
     other_data = ("--data.dataset_dir", str(tmp_path / "data"))
     with pytest.raises(InputError, match=r"trained on other classes(.|\n)*'bright'(.|\n)*'cat'"):
         start("--model.weights", best, *other_data)
-    with pytest.raises(InputError, match=r"checkpoint was trained on other classes: 0: bright .* 0: cat"):
+    with pytest.raises(InputError, match=r"checkpoint was trained on other classes: .*'bright'.*'cat'"):
         start("--resume", str(finished_run / "checkpoint.pth"), *other_data)
 
 
@@ -232,7 +231,7 @@ def test_from_the_shell_bad_input_is_one_line_and_exit_code_2(config_file):
 
 def test_print_config_shows_the_result_and_trains_nothing(config_file, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        train.main(["--cfg", config_file, "--train.epochs", "7", "--print_config"])
+        fit(["--cfg", config_file, "--train.epochs", "7", "--print_config"])
     assert stop.value.code == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["train"]["epochs"] == 7

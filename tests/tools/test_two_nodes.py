@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import train
+
+from rfdetr.training.commands import fit
 
 TRAIN = Path(__file__).parents[2] / "tools" / "train.py"
 CLOCKS = {"train/images_per_s": 0.0, "train/data_wait": 0.0}
 SHORT = ("--train.epochs", "3", "--eval.every_epochs", "3", "--loss.normalize", "window", "--log.plots", "false",
          "--log.tensorboard", "false", "--model.freeze", '["backbone.encoder.cls_token"]',
-         "--model.gradient_checkpointing", "true")
+         "--model.gradient_checkpointing", "true", "--train.precision", "fp32")
 
 
 def free_port() -> int:
@@ -44,7 +45,7 @@ def test_two_nodes_train_what_one_process_trains(config_file, tmp_path):
     argv = ["--cfg", config_file, *SHORT]
     nodes = [start_node(node, meeting, *argv, "--data.batch_size", "2", "--train.output_dir", str(tmp_path / "two"))
              for node in range(2)]
-    assert train.main([*argv, "--data.batch_size", "4", "--train.output_dir", str(tmp_path / "one")]) == 0
+    assert fit([*argv, "--data.batch_size", "4", "--train.output_dir", str(tmp_path / "one")]) == 0
     for process in nodes:
         output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output

@@ -59,3 +59,13 @@ def write_roboflow(tmp_path, write_picture):
                 write_picture(folder / image["file_name"], (image["height"], image["width"]), seed=image["id"])
         return tmp_path / "data"
     return write
+
+
+@pytest.fixture
+def class_counts():
+    """`class_counts(dataset)`: number of boxes of each class, crowds left out."""
+    def count(dataset) -> dict[str, int]:
+        targets = [dataset[index][1] for index in range(len(dataset))]
+        labels = np.concatenate([target["labels"][target["iscrowd"] == 0] for target in targets])
+        return dict(zip(dataset.label_map.names, np.bincount(labels, minlength=len(dataset.label_map.names)).tolist()))
+    return count

@@ -243,12 +243,13 @@ def test_exif_rule_turns_picture_and_boxes_alike(rectangle_folder):
     assert "data.exif refuses" in open_train(rectangle_folder, exif="refuse", on_bad_image="skip")[key(0)][1]["bad_image"]
 
 
-def test_bad_segmentation_names_file_and_image(write_roboflow, coco_content):
+def test_bad_masks_are_refused_before_training(write_roboflow, coco_content):
     content = coco_content()
     content["annotations"][0]["segmentation"] = [[1, 2, 3, 4, 5]]
-    dataset = open_train(write_roboflow(train=content), with_masks=True)
-    with pytest.raises(InputError, match="_annotations.coco.json: an object on image id 11 has a bad segmentation"):
-        dataset[1]
+    folder = write_roboflow(train=content)
+    with pytest.raises(InputError, match=r"_annotations.coco.json: .*\n.* 1 masks that are neither .* with id 0 "):
+        open_train(folder, with_masks=True)
+    assert open_train(folder).num_boxes == 6
 
 
 def test_real_masks_agree_with_boxes(real_data):

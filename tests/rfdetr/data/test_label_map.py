@@ -73,11 +73,26 @@ def test_damaged_dict_is_refused(values):
         LabelMap.from_dict(values)
 
 
-def test_differences_show_both_maps():
-    made, other = label_map((1, "a"), (2, "b")), label_map((1, "a"), (3, "c"), (4, "d"))
-    assert made.differences(label_map((1, "a"), (2, "b"))) == ""
-    message = made.differences(other, mine="the checkpoint", theirs="the data set")
-    assert "the checkpoint (2 classes) | the data set (3 classes)" in message
-    assert "1: 'b' (category id 2) | 'c' (category id 3)" in message and "2: - | 'd' (category id 4)" in message
-    assert "0:" not in message
-    assert "category ids as labels" in made.differences(label_map((1, "a"), (2, "b"), raw=True))
+ONE = {"label": 0, "category_id": 1, "name": "a"}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"category_id": "1"}, "'1' cannot be a category id"), ({"category_id": 1.0}, "1.0 cannot be a category id"),
+    ({"category_id": True}, "True cannot be a category id"), ({"category_id": 10**5000}, "a int cannot be a category id"),
+    ({"name": None}, "None cannot be the name of a class"), ({"name": "x" * 10**6}, "'xxx.* cannot be the name of a class"),
+    ({"label": 0.0}, r"labels \[0.0\] do not fit"), ({"label": [0]}, "do not fit"),
+])
+def test_values_of_other_types(change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        LabelMap.from_dict({"kind": "contiguous", "classes": [{**ONE, **change}]})
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("values", [
+    {"kind": "coco", "classes": [{**ONE, "label": 10**9, "category_id": 10**9}]},
+    {"kind": ["coco"], "classes": [ONE]}, {"kind": "contiguous", "classes": "ab"}, {"kind": "contiguous", "classes": [[1, 2]]},
+    {"kind": "contiguous", "classes": [{"label": i, "category_id": i, "name": "a"} for i in range(100_001)]},
+], ids=["raw id of a billion", "kind is a list", "text", "lists", "too many"])
+def test_label_maps_are_bounded(values):
+    with pytest.raises(InputError, match="label map"):
+        LabelMap.from_dict(values)

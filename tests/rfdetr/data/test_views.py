@@ -133,17 +133,6 @@ def test_view_on_the_pixel_grid():
     assert (bottom - top, right - left) == (1, 1) and bottom <= 10 and right <= 10
 
 
-@pytest.mark.parametrize("segmentation, message", [
-    ([[1, 2, 3, 4, 5]], "list of finite numbers"), ([[1, 2, "x", 4, 5, 6]], "list of numbers"),
-    ("abc", "polygons or run lengths"), ({"size": [10, 10], "counts": [100]}, r"image of \(h, w\) \[10, 10\]"),
-    ({"size": [20, 30], "counts": [100]}, "cover 100 pixels of 600"),
-    ({"size": [20, 30]}, "are None"),
-])
-def test_bad_segmentation_is_refused(segmentation, message):
-    with pytest.raises(ValueError, match=message):
-        draw(encode(segmentation), 20, 30)
-
-
-@pytest.mark.parametrize("segmentation", [None, [], [[1, 1, 5, 5]]], ids=["missing", "empty", "two corners"])
+@pytest.mark.parametrize("segmentation", [None, []], ids=["missing", "empty"])
 def test_no_segmentation_covers_nothing(segmentation):
     assert not draw(encode(segmentation), 20, 30).any()

@@ -88,3 +88,75 @@ def test_nothing_is_written_over(dataset, tmp_path):
     with pytest.raises(InputError, match="not an empty folder"):
         write_fixed(dataset.check(), tmp_path / "fixed")
     assert [path.name for path in (tmp_path / "fixed").iterdir()] == ["mine.txt"]
+
+
+def good(dataset, tmp_path):
+    return json.loads((write_fixed(dataset.check(), tmp_path / "good").parent / "train.json").read_text())
+
+
+def assert_fixed(dataset, found, tmp_path, expected):
+    path = write_fixed(dataset.check(), tmp_path / "fixed")
+    fixed = json.loads((tmp_path / "fixed" / "train.json").read_text())
+    assert fixed["images"] == expected["images"] and fixed["categories"] == expected["categories"]
+    for row, wanted in zip(fixed["annotations"], expected["annotations"], strict=True):
+        wanted = {**wanted, "bbox": pytest.approx(wanted["bbox"]), "area": pytest.approx(wanted["area"]),
+                  "segmentation": [pytest.approx(polygon) for polygon in wanted["segmentation"]]}
+        assert row == wanted
+    assert not any(severity == "error" for severity in (f.kind.severity for f in check_fixed(path).findings))
+
+
+def corners(annotation):
+    x, y, width, height = annotation["bbox"]
+    annotation["bbox"] = [x, y, x + width, y + height]
+
+
+def fractions(annotation):
+    x, y, width, height = annotation["bbox"]
+    annotation["bbox"] = [x / 160, y / 120, width / 160, height / 120]
+    polygon = annotation["segmentation"][0]
+    annotation["segmentation"] = [[value / (120 if place % 2 else 160) for place, value in enumerate(polygon)]]
+
+
+def all_texts(annotation):
+    annotation.update({key: str(annotation[key]) for key in ("image_id", "category_id", "area", "iscrowd")},
+                      bbox=[f" {value}.0" for value in annotation["bbox"]])
+
+
+def wrong_flags(annotation):
+    annotation.update(iscrowd="no", area="large", segmentation=annotation["segmentation"][0])
+
+
+def turned(annotation):
+    x, y, width, height = annotation["bbox"]
+    annotation["bbox"] = [x + width, y + height, -width, -height]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("spoil", [corners, fractions, all_texts, wrong_flags, turned], ids=lambda spoil: spoil.__name__)
+def test_what_can_be_repaired_is_not_left_out(dataset, found, tmp_path, spoil, every):
+    """All annotations of a file, or half of them."""
+    expected = good(dataset, tmp_path)
+    for annotation in dataset.content["train"]["annotations"][::every]:
+        spoil(annotation)
+    assert_fixed(dataset, found, tmp_path, expected)
+
+
+def test_a_split_is_never_written_empty(dataset, tmp_path):
+    for image in dataset.content["val"]["images"]:
+        dataset.path("val", image["file_name"]).unlink()
+    with pytest.raises(InputError, match="none of the 6 images of the val split would be left.*6 images that are listed but not"):
+        write_fixed(dataset.check(), tmp_path / "fixed")
+    assert not (tmp_path / "fixed").exists()
+
+
+def test_boxes_that_are_all_left_out_are_no_repair(dataset, tmp_path):
+    for annotation in dataset.content["train"]["annotations"]:
+        annotation["bbox"] = [300, 20, 10, 10]
+    with pytest.raises(InputError, match="none of the 24 boxes of the train split would be left"):
+        write_fixed(dataset.check(), tmp_path / "fixed")
+
+
+def test_a_split_that_cannot_be_read_is_not_left_out_in_silence(dataset, tmp_path):
+    dataset.content["val"] = []
+    with pytest.raises(InputError, match="--fix: the val split cannot be read .*holds a list"):
+        write_fixed(dataset.check(), tmp_path / "fixed")

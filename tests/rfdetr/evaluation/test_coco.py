@@ -15,7 +15,6 @@ from rfdetr.evaluation import CocoMetrics, absolute_targets
 
 needs_pair = pytest.mark.skipif(not DATA.is_dir(), reason="RFDETR_TEST_DATA has no coco_eval_pair")
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-each_backend = pytest.mark.parametrize("backend", ["faster_coco_eval", "pycocotools"])
 
 
 def evaluated(results, targets, **arguments):
@@ -30,10 +29,9 @@ def golden_metric(case, **arguments):
     return evaluated(*golden_images(case), iou_types=iou_types, max_dets=case["maxdet"], **arguments)
 
 
-@each_backend
 @each_case
-def test_equal_to_pycocotools_in_float64(case, backend):
-    values = golden_metric(case, backend=backend).compute()
+def test_equal_to_pycocotools_in_float64(case):
+    values = golden_metric(case).compute()
     names = {"map": "mAP_50_95", "map_50": "mAP_50", "map_75": "mAP_75", "mar": "mAR"}
     for iou_type, expected in case["pycocotools_float64"].items():
         prefix = "segm_" if iou_type == "segm" else ""
@@ -193,7 +191,7 @@ def test_precision_over_recall_of_a_perfect_detector():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"iou_types": ("box",)}, "iou_types"), ({"max_dets": 0}, "max_dets"), ({"backend": "torch"}, "backend: 'torch'")],
+    [({"iou_types": ("box",)}, "iou_types"), ({"max_dets": 0}, "max_dets")],
 )
 def test_impossible_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from rfdetr.shapes import dataset as shapes
 from rfdetr.errors import InputError
-from rfdetr.shapes.dataset import make_shapes, run_lengths
+from rfdetr.shapes import dataset as shapes
+from rfdetr.shapes.dataset import make_shapes
 from rfdetr.shapes.scenes import CLASS_NAMES, MIN_VISIBLE, NUM_OBJECTS, draw_scene, signed_distance
 
 SMALL = {"num_train": 6, "num_val": 2, "num_test": 1, "image_size": 128}
@@ -99,16 +99,6 @@ def test_shape_lies_between_its_circles(name):
 def test_unknown_shape_is_named():
     with pytest.raises(ValueError, match="'heart'"):
         signed_distance("heart", np.zeros(1), np.zeros(1))
-
-
-@pytest.mark.parametrize("mask", [[[0, 0], [0, 0]], [[1, 1], [1, 1]], [[0, 1], [1, 0]], [[1, 0], [0, 1]]])
-def test_run_lengths_are_cocos(mask):
-    mask = np.array(mask, dtype=bool)
-    code = run_lengths(mask)
-    coco = COCO()
-    coco.imgs = {0: {"height": 2, "width": 2}}
-    assert sum(code["counts"]) == mask.size
-    assert np.array_equal(coco.annToMask({"image_id": 0, "segmentation": code}), mask)
 
 
 def test_ready_set_is_used_again(small_set, monkeypatch):

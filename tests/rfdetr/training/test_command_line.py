@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import ExitCode, make_parser, parse, plain_dict, run_config, run_tool
 
-from engine import CheckpointError
-from rfdetr.config import RunConfig
+from engine import CheckpointError, Hook
 from rfdetr.errors import InputError
+from rfdetr.training.command_line import ExitCode, run_tool
+from rfdetr.training.config import RunConfig
+from rfdetr.training.parsing import make_config, make_parser, parse, plain_dict
+from rfdetr.training.standard_hooks import user_wishes
 
-CONFIGS = Path(__file__).parents[2] / "tools" / "configs"
+CONFIGS = Path(__file__).parents[3] / "tools" / "configs"
 
 HOOK_FILE = """
 from hooks import Hook
@@ -39,19 +41,17 @@ def write(tmp_path, monkeypatch):
 
 
 def read(*argv: str):
-    parser = make_parser("test")
-    return run_config(parser, parse(parser, argv))
+    parser = make_parser(RunConfig, "test")
+    return make_config(RunConfig, parser, parse(RunConfig, parser, argv))
 
 
 def test_without_arguments_everything_has_its_default():
-    config, hooks = read()
-    assert config == RunConfig()
-    assert hooks == []
+    assert read() == RunConfig()
 
 
 def test_overrides_go_over_the_file_and_the_file_over_the_defaults(write):
     path = write("run.yaml", "optim: {lr: 1e-3, weight_decay: 0}\nmodel: {variant: pico, resolution: [128, 256]}\n")
-    config, _ = read("--cfg", path, "--optim.weight_decay", "0.5", "--train.epochs=3")
+    config = read("--cfg", path, "--optim.weight_decay", "0.5", "--train.epochs=3")
     assert (config.optim.lr, config.optim.weight_decay, config.train.epochs) == (1e-3, 0.5, 3)
     assert config.model.resolution == (128, 256)
 
@@ -59,7 +59,7 @@ def test_overrides_go_over_the_file_and_the_file_over_the_defaults(write):
 def test_lists_and_dicts_are_settings_too(write):
     flip = {"class_path": "torchvision.transforms.v2.RandomHorizontalFlip", "init_args": {"p": 0.5}}
     path = write("run.yaml", yaml.safe_dump({"data": {"augment": [flip]}, "optim": {"optimizer_args": {"betas": [0.9, 0.99]}}}))
-    config, _ = read("--cfg", path)
+    config = read("--cfg", path)
     assert config.data.augment == [flip]
     assert config.optim.optimizer_args == {"betas": [0.9, 0.99]}
 
@@ -72,8 +72,8 @@ def test_the_configurations_that_come_along_are_valid(path):
 def test_the_plain_dict_gives_the_same_configuration_again(write):
     write("plain_hooks.py", HOOK_FILE.format(name="PlainHook", point="after_step"))
     path = write("run.yaml", "model: {resolution: [384, 448]}\nhooks: [{class_path: plain_hooks.PlainHook}]\n")
-    config, _ = read("--cfg", path)
-    again, _ = read("--cfg", write("again.yaml", yaml.safe_dump(plain_dict(config))))
+    config = read("--cfg", path)
+    again = read("--cfg", write("again.yaml", yaml.safe_dump(plain_dict(config))))
     assert again == config
 
 
@@ -93,9 +93,7 @@ def test_the_plain_dict_gives_the_same_configuration_again(write):
         ("loss: {cls: quality}", [], r"^loss\.cls: .*ia_bce.*quality"),
         ("model: {resolution: 100}", [], r"nearest valid side is 96"),
         ("model: {variant: nano}", ["--model.variant", "nona"], r"model\.variant: 'nona'"),
-        ("hooks: [{class_path: not_there.MyHook}]", [], r"^hooks: .*not_there"),
-        ("hooks: [{class_path: engine.Trainer}]", [], r"^hooks: .*engine\.Trainer .*not .*Hook"),
-        ("hooks: [{class_path: hooks.Hook, init_args: {a: 1}}]", [], r"^hooks: .*a"),
+        ("hooks: {class_path: hooks.Hook}", [], r"^hooks: .*list"),
         ("train: {}", ["--train.epoch", "3"], r"--train\.epoch: there is no such option; did you mean --train\.epochs\?"),
         ("train: {}", ["--train.epochs", "x"], r"^train\.epochs: .*x"),
         ("train: {}", ["--train.epochs"], r"--train\.epochs: expected one argument"),
@@ -113,18 +111,38 @@ def test_a_missing_file_is_named():
         read("--cfg", "nowhere.yaml")
 
 
+def hook_of(path: str) -> Hook:
+    (wish,) = user_wishes(read("--cfg", path).hooks, [])
+    return wish.make({})
+
+
 def test_a_hook_is_found_beside_the_configuration(write):
     write("beside_hooks.py", HOOK_FILE.format(name="MyHook", point="after_step"))
     path = write("run.yaml", "hooks: [{class_path: beside_hooks.MyHook, init_args: {every_steps: 7}}]")
-    config, (hook,) = read("--cfg", path)
+    hook = hook_of(path)
     assert (hook.name, hook.every_steps) == ("MyHook", 7)
-    assert config.hooks == ({"class_path": "beside_hooks.MyHook", "init_args": {"every_steps": 7}},)
+    assert read("--cfg", path).hooks == ({"class_path": "beside_hooks.MyHook", "init_args": {"every_steps": 7}},)
+
+
+@pytest.mark.parametrize(("spec", "message"), [
+    ("{class_path: not_there.MyHook}", r"^hooks: cannot import 'not_there.MyHook': No module named 'not_there'"),
+    ("{class_path: engine.Trainer}", r"^hooks: engine\.Trainer is not a subclass of Hook"),
+    ("{class_path: hooks.Hook, init_args: {a: 1}}", r"^hooks: Hook: .*'?a'?"),
+    ("{class_path: hooks.EMAHook, init_args: {decay: much}}", r"^hooks: EMAHook: .*decay.*much"),
+    ("{class_path: hooks.EMAHook, init_args: {decay: 2.0}}", r"^hooks: EMAHook: .*decay is between 0 and 1"),
+    ("{init_args: {a: 1}}", r"^hooks: .* does not name a hook; give class_path"),
+    ("{class_path: hooks.EMAHook, args: {a: 1}}", r"^hooks: .* does not name a hook"),
+])  # fmt: skip
+def test_hooks_that_cannot_be_made_are_one_message(write, spec, message):
+    with pytest.raises(InputError, match=message) as error:
+        hook_of(write("run.yaml", f"hooks: [{spec}]"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_misspelled_hook_point_is_refused(write):
     write("misspelled_hooks.py", HOOK_FILE.format(name="MyHook", point="after_stepp"))
     with pytest.raises(InputError, match="after_stepp is not a hook point; did you mean 'after_step'"):
-        read("--cfg", write("run.yaml", "hooks: [{class_path: misspelled_hooks.MyHook}]"))
+        hook_of(write("run.yaml", "hooks: [{class_path: misspelled_hooks.MyHook}]"))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +155,7 @@ def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
         raise error
 
     waits = []
-    monkeypatch.setattr("command_line.time.sleep", waits.append)
+    monkeypatch.setattr("rfdetr.training.command_line.time.sleep", waits.append)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as stop:
@@ -156,7 +174,7 @@ def test_a_finished_tool_exits_with_its_code():
 def test_torch_without_its_torchvision_is_one_message(write, tmp_path):
     write("torch.py", "")
     write("torchvision.py", "raise RuntimeError('operator torchvision::nms does not exist')\n")
-    tool = Path(__file__).parents[2] / "tools" / "installation.py"
+    tool = Path(__file__).parents[3] / "tools" / "train.py"
     done = subprocess.run([sys.executable, str(tool)], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: torch ") and "matching pair" in done.stderr

@@ -6,15 +6,16 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from rfdetr.config import VARIANTS, ModelSection, RunConfig
+from rfdetr.config import VARIANTS
 from rfdetr.errors import InputError
+from rfdetr.losses.config import LossConfig
+from rfdetr.training.config import DetectorConfig, RunConfig
 from rfdetr.training.sections import (
     DataConfig,
     DropConfig,
     EarlyStoppingConfig,
     EvalConfig,
     LogConfig,
-    LossConfig,
     OptimConfig,
     TrainConfig,
 )
@@ -59,11 +60,11 @@ def test_every_field_is_documented_where_it_is_declared(name):
         (EarlyStoppingConfig, {"patience": 0}, r"early_stopping\.patience"),
         (EvalConfig, {"every_epochs": 0}, r"eval\.every_epochs"),
         (LogConfig, {"every_steps": 0}, r"log\.every_steps"),
-        (ModelSection, {"variant": "nono"}, r"model\.variant: 'nono' .* one of nano"),
-        (ModelSection, {"variant": "2xlarge"}, "licence"),
-        (ModelSection, {"resolution": 400}, r"model\.resolution: 400 .* nearest valid side is 384"),
-        (ModelSection, {"num_queries": 0}, r"model\.num_queries"),
-        (ModelSection, {"resize_head": True}, r"model\.resize_head"),
+        (DetectorConfig, {"variant": "nono"}, r"model\.variant: 'nono' .* one of nano"),
+        (DetectorConfig, {"variant": "2xlarge"}, "licence"),
+        (DetectorConfig, {"resolution": 400}, r"model\.resolution: 400 .* nearest valid side is 384"),
+        (DetectorConfig, {"num_queries": 0}, r"model\.num_queries"),
+        (DetectorConfig, {"resize_head": True}, r"model\.resize_head"),
     ],
 )
 def test_a_refused_value_is_named_with_what_is_allowed(section, values, message):
@@ -72,16 +73,16 @@ def test_a_refused_value_is_named_with_what_is_allowed(section, values, message)
 
 
 def test_a_variant_is_taken_as_it_is():
-    assert ModelSection(variant="base").architecture(num_classes=90) == VARIANTS["base"]
+    assert DetectorConfig(variant="base").architecture(num_classes=90) == VARIANTS["base"]
 
 
 def test_classes_come_from_the_data_unless_given():
-    assert ModelSection().architecture(num_classes=3).num_classes == 3
-    assert ModelSection(num_classes=7).architecture(num_classes=3).num_classes == 7
+    assert DetectorConfig().architecture(num_classes=3).num_classes == 3
+    assert DetectorConfig(num_classes=7).architecture(num_classes=3).num_classes == 7
 
 
 def test_the_number_of_queries_is_also_the_number_of_detections():
-    model = ModelSection(num_queries=500).architecture(num_classes=3)
+    model = DetectorConfig(num_queries=500).architecture(num_classes=3)
     assert (model.num_queries, model.num_select) == (500, 500)
 
 
@@ -90,6 +91,6 @@ def test_the_number_of_queries_is_also_the_number_of_detections():
     [("nano", 416, 26), ("nano", (320, 448), 28), ("base", 448, 37), ("seg_nano", 384, 32)],
 )
 def test_a_position_table_as_large_as_the_input_follows_the_resolution(variant, resolution, grid):
-    model = ModelSection(variant=variant, resolution=resolution).architecture(num_classes=3)
+    model = DetectorConfig(variant=variant, resolution=resolution).architecture(num_classes=3)
     assert model.resolution == resolution
     assert model.positional_encoding_size == grid

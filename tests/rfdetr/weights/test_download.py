@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
+from rfdetr.config import VARIANTS
 from rfdetr.errors import InputError
-from rfdetr.weights import download, find_weights, read_checkpoint
+from rfdetr.weights import download, find_weights, published_name, read_checkpoint
 
 NAME = "rf-detr-nano.pth"
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
@@ -52,9 +53,10 @@ def server(monkeypatch):
 
 
 @pytest.fixture
-def get(server, tmp_path):
-    url = f"http://127.0.0.1:{server.server_port}/files"
-    return lambda: find_weights(NAME, base_url=url, cache_folder=tmp_path / "cache")
+def get(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("RFDETR_WEIGHTS_URL", f"http://127.0.0.1:{server.server_port}/files")
+    monkeypatch.setenv("RF_HOME", str(tmp_path / "cache"))
+    return lambda: find_weights(NAME)
 
 
 def test_downloaded_once(server, get, tmp_path):
@@ -117,8 +119,10 @@ def test_no_network(monkeypatch, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RFDETR_WEIGHTS_URL", url)
+    monkeypatch.setenv("RF_HOME", str(tmp_path))
     with pytest.raises(InputError) as caught:
-        find_weights(NAME, base_url=url, cache_folder=tmp_path)
+        find_weights(published_name("nano"))
     published = download.PUBLISHED[NAME]
     for part in (NAME, f"{url}/{published.path}", str(tmp_path / NAME), published.md5, "by hand"):
         assert part in str(caught.value)
@@ -158,10 +162,12 @@ def test_environment(server, monkeypatch, tmp_path):
     assert download.cache_home() == tmp_path / "xdg" / "rfdetr"
 
 
-def test_a_cache_that_cannot_be_written(server, tmp_path):
+def test_a_cache_that_cannot_be_written(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("RFDETR_WEIGHTS_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("RF_HOME", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="cannot write to the cache folder.*RF_HOME"):
-        find_weights(NAME, base_url="http://127.0.0.1:1", cache_folder=tmp_path / "file" / "cache")
+        find_weights(NAME)
 
 
 @pytest.mark.parametrize("name", ["rf-detr-xlarge.pth", "rf-detr-xxlarge.pth", "some/folder/rf-detr-xlarge.pth"])
@@ -177,3 +183,13 @@ def test_other_names():
         find_weights("rf-detr-smal.pth")
     with pytest.raises(InputError, match=r"folder/rf-detr-nano\.pth: no such file"):
         read_checkpoint("folder/rf-detr-nano.pth")
+
+
+def test_published_weights_of_a_variant():
+    names = {variant: published_name(variant) for variant in VARIANTS}
+    assert names["large"] == "rf-detr-large-2026.pth" and names["large_deprecated"] == "rf-detr-large.pth"
+    assert names["seg_2xlarge"] == "rf-detr-seg-xxlarge.pt" and names["seg_preview"] == "rf-detr-seg-preview.pt"
+    assert [variant for variant, name in names.items() if name is None] == ["pico", "pico_seg"]
+    published = {name for name in names.values() if name}
+    assert set(download.PUBLISHED) - published == {"rf-detr-base-o365.pth", "rf-detr-base-2.pth"}
+    assert len(published) == len(names) - 2

@@ -11,6 +11,7 @@ from rfdetr.build import build_model
 from rfdetr.config import VARIANTS
 from rfdetr.errors import InputError
 from rfdetr.weights import load_weights, official_state_dict, read_checkpoint
+from rfdetr.weights.reading import normalise
 
 
 def prefixed(state, prefix):
@@ -82,6 +83,17 @@ def test_averaged_weights_on_request(make, pico, pico_weights):
     assert torch.equal(pico.query_feat.weight, pico_weights["query_feat.weight"])
 
 
+@pytest.mark.parametrize("content, epoch, step", [
+    ({"epoch": 3, "global_step": 70}, 3, 70), ({"epoch": 3, "step": 9}, 3, 9), ({"epoch": "x", "step": -1}, None, None),
+    ({"loops": {"fit_loop": {"epoch_progress": {"current": {"completed": 4}}}}}, 4, None),
+    ({"loops": {"fit_loop": 1}}, None, None),
+])
+def test_epoch_of_every_writer(content, epoch, step, pico_weights):
+    """Stripped Lightning files keep it in the state of their loops."""
+    found = normalise({"state_dict": pico_weights, **content}, "the file")
+    assert (found["epoch"], found["step"]) == (epoch, step)
+
+
 def test_no_averaged_weights(pico, pico_weights):
     with pytest.raises(InputError, match=r"no averaged \(EMA\) weights.*checkpoint_best_ema\.pth"):
         load_weights(pico, {"model": pico_weights}, ema=True)
@@ -92,7 +104,7 @@ def test_plain_content(pico_weights, tmp_path):
     torch.save({"model": pico_weights, "args": legacy_args(), "epoch": 4, "metrics": {"val/mAP_50_95": 0.5},
                 "label_map": label_map, "model_name": "RFDETRPico"}, tmp_path / "file.pth")
     content = read_checkpoint(tmp_path / "file.pth")
-    assert content["args"]["resolution"] == 256 and content["class_names"] == ["a"]
+    assert content["args"]["resolution"] == 256 and content["class_names"] == {0: "a"}
     assert (content["epoch"], content["metrics"], content["label_map"], content["model_name"]) == (
         4, {"val/mAP_50_95": 0.5}, label_map, "RFDETRPico")
     assert content["model_config"] is None and content["ema_model"] is None

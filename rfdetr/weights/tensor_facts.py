@@ -15,7 +15,7 @@ _LAYER = re.compile(
 
 
 @dataclass(frozen=True)
-class Architecture:
+class TensorFacts:
     """What the tensors themselves fix; two detectors with equal values can exchange weights."""
 
     patch_size: int
@@ -27,7 +27,7 @@ class Architecture:
     projector_levels: int
     segmentation_head: bool
 
-    def differences(self, other: "Architecture") -> list[str]:
+    def differences(self, other: "TensorFacts") -> list[str]:
         """Return "field value here, value there" for what is not the same."""
         return [
             f"{field.name.replace('_', ' ')} {getattr(self, field.name)} in the file, {getattr(other, field.name)} in the model"
@@ -36,23 +36,23 @@ class Architecture:
 
 
 def not_a_detector(origin: str, state: dict[str, Tensor]) -> str:
-    """Return the message for weights that `architecture` does not recognise."""
+    """Return the message for weights that `tensor_facts` does not recognise."""
     return f"{origin}: not the weights of an RF-DETR detector (its first tensors: {', '.join(list(state)[:3])})"
 
 
-def architecture(state: dict[str, Tensor]) -> Architecture | None:
-    """Read the architecture off a state under the published names; None where it is not an RF-DETR detector's."""
-    counts: dict[str, int] = {}
+def tensor_facts(state: dict[str, Tensor]) -> TensorFacts | None:
+    """Read the facts off a state under the published names; None where it is not an RF-DETR detector's."""
+    numbers: dict[str, set[str]] = {}
     for name in state:
         if found := _LAYER.match(name):
-            counts[found[1]] = max(counts.get(found[1], 0), int(found[2]) + 1)
+            numbers.setdefault(found[1], set()).add(found[2])
     hidden = state.get("transformer.decoder.norm.weight")
     feed_forward = state.get("transformer.decoder.layers.0.linear1.bias")
     kernel = state.get(PATCH_KERNEL)
-    if len(counts) < 3 or hidden is None or feed_forward is None or kernel is None or kernel.ndim != 4:
+    if len(numbers) < 3 or hidden is None or feed_forward is None or kernel is None or kernel.ndim != 4:
         return None
-    layers = {stem.rsplit(".", 1)[-1]: count for stem, count in counts.items()}
-    return Architecture(
+    layers = {stem.rsplit(".", 1)[-1]: len(found) for stem, found in numbers.items()}
+    return TensorFacts(
         patch_size=kernel.shape[-1], encoder_width=kernel.shape[0], encoder_depth=layers["layer"], dec_layers=layers["layers"],
         hidden_dim=hidden.numel(), dim_feedforward=feed_forward.numel(), projector_levels=layers["stages"],
         segmentation_head=any(name.startswith("segmentation_head.") for name in state),
@@ -64,7 +64,7 @@ def sizes_of(state: dict[str, Tensor]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     if CLASS_BIAS in state:
         sizes["num_classes"] = state[CLASS_BIAS].numel() - 1
-    if POSITION_TABLE in state and state[POSITION_TABLE].ndim == 3:
+    if POSITION_TABLE in state and state[POSITION_TABLE].ndim == 3 and state[POSITION_TABLE].shape[1] > 1:
         sizes["positional_encoding_size"] = round((state[POSITION_TABLE].shape[1] - 1) ** 0.5)
     groups = count_groups(state)
     if groups and QUERY_TABLES[0] in state and state[QUERY_TABLES[0]].ndim == 2:

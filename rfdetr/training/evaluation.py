@@ -1,0 +1,125 @@
+"""Evaluate a split with given weights: at the end of a training, and of any checkpoint."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine import evaluate as run_evaluation
+from engine.distributed import process_group
+from rfdetr.build import build_model, build_postprocess
+from rfdetr.config import ModelConfig
+from rfdetr.data import LabelMap
+from rfdetr.evaluation import CocoMetrics, DetectionMetrics, absolute_targets, f1_sweep
+from rfdetr.training.command_line import shown_log
+from rfdetr.training.config import RunConfig
+from rfdetr.training.data import build_eval_loader, open_split
+from rfdetr.training.device import choose_device
+from rfdetr.training.parsing import make_config, make_parser, set_defaults
+from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
+
+COCO_MAX_DETS = 100  # of COCO's own tables
+
+
+class MetricsAndCocoTable(DetectionMetrics):
+    """The metrics of training, and beside them COCO's own numbers (with at most 100 detections an image)."""
+
+    def __init__(self, class_names: list[str], **arguments: Any) -> None:
+        super().__init__(class_names, **arguments)
+        self.table = CocoMetrics(iou_types=self.coco.iou_types, max_dets=COCO_MAX_DETS)
+
+    def update(self, results: list[dict], targets: list[dict]) -> None:
+        super().update(results, targets)
+        self.table.update(results, absolute_targets(targets))
+
+    def reset(self) -> None:
+        super().reset()
+        self.table.reset()
+
+
+def evaluate(
+    checkpoint: str | os.PathLike | dict[str, Any], split: str = "val", *, use_ema: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """Evaluate a checkpoint, ours or a published one; all that ``tools/eval.py`` does.
+
+    Args:
+        checkpoint: a path, a published name, or what `read_checkpoint` returned.
+        split: "val" or "test".
+        use_ema: evaluate the averaged weights, where a file holds both.
+        settings: go over those of the checkpoint: ``data={"dataset_dir": "..."}``, ``model={"resolution": 512}``, ...
+
+    Returns:
+        dict with `metrics` under the names of training (``val/mAP_50_95``), `coco`: COCO's twelve numbers, and `per_class`.
+
+    Raises:
+        InputError: the checkpoint or the data are not what they should be.
+    """
+    content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
+    config = config_of(content, settings)
+    with shown_log(), process_group(choose_device(config)):
+        return evaluate_checkpoint(content, config, split, use_ema=use_ema)
+
+
+def config_of(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of a checkpoint's run, with other settings over it."""
+    parser = make_parser(RunConfig, "")
+    set_defaults(RunConfig, parser, checkpoint["args"])
+    return make_config(RunConfig, parser, parser.parse_object(dict(settings)))
+
+
+def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: str, *, use_ema: bool = False) -> dict[str, Any]:
+    """Evaluate what `read_checkpoint` returned. Every rank calls it and gets all numbers."""
+    architecture = model_config_from_checkpoint(checkpoint)
+    if config.model.resolution is not None:
+        architecture = replace(architecture, resolution=config.model.resolution)
+    model = build_model(architecture)
+    load_weights(model, checkpoint, ema=use_ema)
+    label_map, device = checkpoint_classes(checkpoint), choose_device(config)
+    metrics, metric = evaluate_split(model, config, architecture, label_map, split, device=device)
+    coco = metric.table.compute()  # collective
+    return {"metrics": finite_or_none(metrics), "coco": coco, "per_class": per_class(metric)}
+
+
+def iou_types(architecture: ModelConfig) -> tuple[str, ...]:
+    return ("bbox", "segm") if architecture.segmentation_head else ("bbox",)
+
+
+def evaluate_split(
+    model: nn.Module, config: RunConfig, architecture: ModelConfig, label_map: LabelMap, split: str, *,
+    device: torch.device, after_batch: Callable | None = None,
+) -> tuple[dict[str, float], MetricsAndCocoTable]:
+    """Evaluate a split with the settings of the run's own evaluations. Every rank calls it.
+
+    Returns:
+        the metrics under the names of training, such as ``test/mAP_50_95``, and the metric object, which knows more.
+    """
+    dataset = open_split(config.data, architecture, split, label_map)
+    loader = build_eval_loader(config.data, dataset, architecture, device)
+    metric = MetricsAndCocoTable(
+        dataset.label_map.names, iou_types=iou_types(architecture), max_dets=config.eval.max_dets,
+        per_class=config.eval.per_class,
+    )
+    metrics = run_evaluation(model.to(device), loader, build_postprocess(architecture), metric, device=device,
+                             precision=config.eval.precision, after_batch=after_batch)
+    return {f"{split}/{name}": value for name, value in metrics.items()}, metric
+
+
+def per_class(metric: MetricsAndCocoTable) -> dict[str, dict[str, float]]:
+    """Return AP of each class with objects, and precision, recall and F1 at the confidence of the best macro F1."""
+    matches = metric.coco.matches()
+    at_best = f1_sweep(matches)["per_class"]
+    values = {iou_type: metric.coco.per_class(iou_type) for iou_type in metric.coco.iou_types}
+    rows = {}
+    for label in sorted(next(iter(values.values()))):
+        precisions = {"AP" if iou_type == "bbox" else "segm_AP": found.get(label, -1.0) for iou_type, found in values.items()}
+        rows[metric.class_name(label)] = {"objects": matches[label].num_targets, **precisions, **at_best.get(label, {})}
+    return rows
+
+
+def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Put metrics into what JSON has."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

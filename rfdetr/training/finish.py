@@ -1,0 +1,59 @@
+"""The end of a run: the best weights are put into the model, measured on the test split, and results.json is written."""
+
+import logging
+from typing import Any
+
+from engine import Hook, Trainer
+from engine.distributed import is_main_process
+from engine.hook import evaluation_listener
+from hooks import EarlyStopHook
+from rfdetr.config import ModelConfig
+from rfdetr.data import LabelMap
+from rfdetr.files import write_json
+from rfdetr.training.config import RunConfig
+from rfdetr.training.evaluation import evaluate_split, finite_or_none
+from rfdetr.training.run_folder import RESULTS
+from rfdetr.training.start import load_best
+
+logger = logging.getLogger(__name__)
+
+
+class FinishHook(Hook):
+    """Finish a run that was not interrupted; belongs after all other hooks.
+
+    Attributes:
+        results: what results.json holds: `epochs`, `steps`, `stop_reason`, `best` (its epoch and metrics), `test` (metrics), and
+            `status`: "done", "interrupted" (nothing else was done then) or "non_finite".
+    """
+
+    def __init__(self, config: RunConfig, architecture: ModelConfig, label_map: LabelMap) -> None:
+        self.config, self.architecture, self.label_map = config, architecture, label_map
+        self.results: dict[str, Any] = {}
+
+    def after_train(self, trainer: Trainer) -> None:
+        self.results = {"status": _status(trainer), "epochs": trainer.epoch, "steps": trainer.step,
+                        "stop_reason": trainer.stop_reason}
+        if trainer.interrupted:
+            logger.info("stopped (%s) with a valid checkpoint; go on with --resume auto", trainer.stop_reason)
+            return
+        model = trainer.eval_models["regular"]
+        best = trainer.output_dir / "checkpoint_best_total.pth"
+        if best.exists():
+            content = load_best(model, best)
+            self.results["best"] = {"epoch": content["epoch"], "metrics": finite_or_none(content["metrics"])}
+        if self.config.eval.run_test:
+            for hook in trainer.hooks:
+                hook.before_eval(trainer, "test")
+            metrics, _ = evaluate_split(model, self.config, self.architecture, self.label_map, "test", device=trainer.device,
+                                        after_batch=evaluation_listener(trainer, "test"))
+            self.results["test"] = finite_or_none(metrics)
+        if is_main_process():
+            write_json(trainer.output_dir / RESULTS, self.results)
+            logger.info("done after %d epochs; everything is in %s", trainer.epoch, trainer.output_dir)
+
+
+def _status(trainer: Trainer) -> str:
+    if trainer.interrupted:
+        return "interrupted"
+    non_finite = any(isinstance(hook, EarlyStopHook) and hook.found_non_finite for hook in trainer.hooks)
+    return "non_finite" if non_finite else "done"

@@ -1,0 +1,94 @@
+"""The model of a run: made with the weights that it starts from, and filled with its best ones at the end."""
+
+import copy
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from engine import Hook, load_checkpoint
+from engine.distributed import sync_batch_norms
+from hooks import EMAHook
+from rfdetr.build import build_model
+from rfdetr.config import ModelConfig
+from rfdetr.data import LabelMap
+from rfdetr.errors import InputError
+from rfdetr.models.detector import RFDETR
+from rfdetr.models.freeze import freeze
+from rfdetr.training.command_line import bad_input
+from rfdetr.training.config import DetectorConfig, RunConfig
+from rfdetr.weights import (
+    average_can_continue,
+    checkpoint_payload,
+    load_backbone_weights,
+    load_weights,
+    published_name,
+    read_checkpoint,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def read_start(config: DetectorConfig) -> dict[str, Any] | None:
+    """Read the checkpoint that the model starts from, None for random weights."""
+    published = published_name(config.variant)
+    if config.weights == "published":
+        if published is None:
+            raise InputError(f"model.weights: published: there are no published weights of {config.variant}; leave it out")
+        return read_checkpoint(published)
+    if config.weights is not None:
+        return read_checkpoint(config.weights)
+    if published is not None and config.backbone_weights is None:
+        logger.warning("the model starts from random weights, which takes a large data set and long training; its published ones "
+                       "are taken by --model.weights published")
+    return None
+
+
+def make_model(config: RunConfig, architecture: ModelConfig, start: dict[str, Any] | None, label_map: LabelMap) -> nn.Module:
+    """Make the model as it starts: its weights, what is frozen of it, what is compiled."""
+    model = build_model(architecture, gradient_checkpointing=config.model.gradient_checkpointing)
+    if start is not None:
+        fit_head = config.model.resize_head or config.model.weights == "published"
+        load_weights(model, start, ema=config.model.ema_weights, resize_head=fit_head, label_map=label_map)
+    if config.model.backbone_weights is not None:
+        load_backbone_weights(model, config.model.backbone_weights)
+    freeze(model, config.model.freeze)
+    if config.train.sync_bn:
+        with bad_input("train."):
+            model = sync_batch_norms(model)
+    if config.train.compile:
+        for block in model.blocks:  # one by one: they share their code, so it is compiled once
+            block.compile()
+    return model
+
+
+def continue_average(hooks: Sequence[Hook], model: nn.Module, start: dict[str, Any], label_map: LabelMap) -> None:
+    """Let the EMA go on from the average that a checkpoint holds beside its weights, where that is an average of this model."""
+    for hook in hooks:
+        if isinstance(hook, EMAHook) and average_can_continue(model, start, label_map=label_map):
+            average = copy.deepcopy(model)
+            load_weights(average, start, ema=True, label_map=label_map)
+            warmed_up = math.ceil(10 * hook.tau)  # its decay must not grow from 0 again, or the average would be lost at once
+            hook.load_state_dict({"num_updates": warmed_up, "average": average.state_dict()})
+            logger.info("the average goes on from the checkpoint's own")
+
+
+def best_content(model: nn.Module, *, config: ModelConfig, args: dict[str, Any], label_map: LabelMap) -> dict[str, Any]:
+    """Return what a best file holds of a model: in the published layout, unless the model is somebody's own."""
+    if isinstance(model, RFDETR):
+        return checkpoint_payload(model, config, args=args, label_map=label_map)
+    return {"model": model.state_dict(), "args": args, "label_map": label_map.to_dict()}
+
+
+def load_best(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Fill the model from a best file, and return what the file holds."""
+    if isinstance(model, RFDETR):
+        content = read_checkpoint(path)
+        load_weights(model, content)
+    else:
+        content = load_checkpoint(path)
+        model.load_state_dict(content["model"])
+    return content
