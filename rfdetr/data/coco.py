@@ -44,18 +44,23 @@ KINDS = {
 _ALL_KINDS = {**KINDS, **BOX_KINDS, **MASK_KINDS}
 
 
-def read_coco(annotation_file: Path, image_root: Path, *, findings: Findings, with_masks: bool = False) -> RawSplit:
+def read_coco(
+    annotation_file: Path, image_root: Path, *, findings: Findings, with_masks: bool = False,
+    choose: Callable[[dict], dict] | None = None,
+) -> RawSplit:
     """Read one annotation file.
 
     Args:
         image_root: folder that the file's `file_name` entries are relative to.
         findings: gets what is wrong with single entries, which are left out.
         with_masks: keep the segmentations, encoded.
+        choose: returns the part of the file's content that is wanted.
 
     Raises:
         InputError: the file as a whole is missing or not what it should be.
     """
     content = parse_json(_read_file(annotation_file), annotation_file)
+    content = content if choose is None else choose(content)
     return split_from_content(content, annotation_file, image_root, findings=findings, with_masks=with_masks)
 
 

@@ -3,31 +3,20 @@
 A new format is one more entry of `FORMATS`: a function that finds the splits of a folder, and a reader that returns a `RawSplit`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rfdetr.data.annotations import RawSplit
-from rfdetr.data.coco import read_coco
+from rfdetr.data.file_names import match_names
 from rfdetr.data.findings import Findings
+from rfdetr.data.layouts import ROBOFLOW_FILE, VAL_FRACTION, Files, find_coco, find_roboflow, look, read_files, splits_of, suggest
 from rfdetr.data.objects365 import find_objects365, read_objects365
 from rfdetr.data.shards import SPLITS, find_shards, is_address, list_folder, read_shards
-from rfdetr.data.yolo import find_yolo, read_yolo
+from rfdetr.data.yolo import DATA_FILES, find_yolo, read_yolo
 from rfdetr.errors import InputError
 
-COCO_NAMES = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid"), "test": ("test2017", "test")}
-ROBOFLOW_NAMES = {"train": "train", "val": "valid", "test": "test"}
-ROBOFLOW_FILE = "_annotations.coco.json"
-
-
 Paths = Mapping[str, Mapping[str, str]]
-
-
-class Files(NamedTuple):
-    """What makes up one split in COCO's formats."""
-
-    annotations: Path
-    images: Path  # folder
 
 
 class Format(NamedTuple):
@@ -35,38 +24,21 @@ class Format(NamedTuple):
 
     find: Callable[..., dict[str, Any]]  # folder (or address) -> its splits; what a split is, only `read` needs to know
     read: Callable[..., RawSplit]  # (that, with_masks=, findings=)
+    folders: Callable[[Any], Iterable[Path]]  # a split -> where its images may lie, beside the folder itself
     looks_like: str  # for messages
 
 
-def _find_coco(folder: Path) -> dict[str, Files]:
-    found = {}
-    for split, names in COCO_NAMES.items():
-        for name in names:
-            annotations = folder / "annotations" / f"instances_{name}.json"
-            if annotations.is_file():
-                images = folder / "images" / name
-                found[split] = Files(annotations, images if images.is_dir() else folder / name)
-                break
-    return found
-
-
-def _find_roboflow(folder: Path) -> dict[str, Files]:
-    files = {split: Files(folder / name / ROBOFLOW_FILE, folder / name) for split, name in ROBOFLOW_NAMES.items()}
-    return {split: file for split, file in files.items() if file.annotations.is_file()}
-
-
-def _read_coco(files: Files, *, with_masks: bool, findings: Findings) -> RawSplit:
-    if not files.images.is_dir():
-        raise InputError(f"{files.images}: there is no such folder; the images of {files.annotations} must be in it")
-    return read_coco(files.annotations, files.images, with_masks=with_masks, findings=findings)
-
-
 FORMATS = {
-    "coco": Format(_find_coco, _read_coco, "annotations/instances_train2017.json and train2017/, the same with val2017"),
-    "roboflow": Format(_find_roboflow, _read_coco, f"train/{ROBOFLOW_FILE}, valid/{ROBOFLOW_FILE}, images beside them"),
-    "yolo": Format(find_yolo, read_yolo, "data.yaml with names and the paths of train, val and test"),
-    "objects365": Format(find_objects365, read_objects365, "zhiyuan_objv2_train.json and train/patch0/, the same with val"),
-    "shards": Format(find_shards, read_shards, "train-000000.tar, ... and train.json, the same with val (tools/pack_shards.py)"),
+    "coco": Format(find_coco, read_files, lambda split: (split.images,),
+                   "annotations/instances_train2017.json and train2017/, the same with val2017"),
+    "roboflow": Format(find_roboflow, read_files, lambda split: (split.images,),
+                       f"train/{ROBOFLOW_FILE}, valid/{ROBOFLOW_FILE}, images beside them"),
+    "yolo": Format(find_yolo, read_yolo, lambda split: (*split.places, *split.sources),
+                   "data.yaml with names and the paths of train, val and test"),
+    "objects365": Format(find_objects365, read_objects365, lambda split: split.images,
+                         "zhiyuan_objv2_train.json and train/patch0/, the same with val"),
+    "shards": Format(find_shards, read_shards, lambda split: (),
+                     "train-000000.tar, ... and train.json, the same with val (tools/pack_shards.py)"),
 }
 
 
@@ -93,6 +65,13 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
         return found[0]
     if found:
         raise InputError(f"{folder}: holds data of more than one format ({', '.join(found)}); choose one with data.format")
+    looked = look(folder) if "coco" in names and not is_address(dataset_dir) else []
+    if splits_of(looked):
+        return "coco"
+    if looked:
+        files = ", ".join(str(file.annotations.relative_to(folder)) for file in looked[:5])
+        raise InputError(f"{folder}: holds COCO files ({files}) in a layout that does not say which splits they are, or where "
+                         f"their images are; say it, for example {suggest(folder, looked)}")
     wanted = "; or ".join(f"{name}: {FORMATS[name].looks_like}" for name in names)
     content = sorted(list_folder(folder) if is_address(dataset_dir) else
                      [entry.name + "/" * entry.is_dir() for entry in folder.iterdir()])
@@ -111,6 +90,8 @@ def read_split(
     format: str = "auto",
     paths: Paths | None = None,
     with_masks: bool = False,
+    val_fraction: float = VAL_FRACTION,
+    allow_outside: bool = False,
     findings: Findings | None = None,
 ) -> RawSplit:
     """Read one split of a data set.
@@ -118,6 +99,8 @@ def read_split(
     Args:
         paths: where a COCO data set of a layout of one's own has its splits, {split: {"annotations": file, "images": folder}},
             relative to `dataset_dir`.
+        val_fraction: share of the images that are the val split where one file holds all, undivided (layouts.divide).
+        allow_outside: the annotations may name image files outside of the data set's folders.
         findings: gets what is wrong with single entries, which are left out; without it they are refused, all in one message.
 
     Raises:
@@ -125,12 +108,17 @@ def read_split(
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is unknown; it must be one of {', '.join(SPLITS)}")
+    if not 0 < val_fraction < 1:
+        raise InputError(f"data.val_fraction: {val_fraction} is not possible; it must be between 0 and 1")
     found_format, found = _find_splits(dataset_dir, format, paths)
     if split not in found:
         raise InputError(f"{dataset_dir}: has no {split} split (found: {', '.join(found)}); expected {found_format.looks_like}")
     collected = Findings() if findings is None else findings
     collected.split = split
-    raw = found_format.read(found[split], with_masks=with_masks, findings=collected)
+    options = {"val_fraction": val_fraction} if isinstance(found[split], Files) else {}
+    raw = found_format.read(found[split], with_masks=with_masks, findings=collected, **options)
+    roots = [_folder(dataset_dir), *(folder for one in found.values() for folder in found_format.folders(one))]
+    raw = match_names(raw, roots, collected, allow_outside=allow_outside)
     if findings is None:
         collected.refuse_errors(raw.source)
     return raw
@@ -139,20 +127,28 @@ def read_split(
 def _find_splits(dataset_dir: str | Path, format: str, paths: Paths | None) -> tuple[Format, dict[str, Any]]:
     if paths is None:
         found_format = FORMATS[detect_format(dataset_dir, format)]
-        return found_format, found_format.find(_folder(dataset_dir))
+        folder = _folder(dataset_dir)
+        found = found_format.find(folder)
+        return found_format, found or splits_of(look(folder))  # only COCO's files are found by looking
     if format not in ("auto", "coco") or is_address(dataset_dir):
         raise InputError(f"data.splits: names files of a COCO data set on disk, not of format {format!r} at {dataset_dir}; "
                          "leave one of data.splits and data.format out")
-    return FORMATS["coco"], {split: _given_files(Path(dataset_dir), split, given) for split, given in paths.items()}
+    return FORMATS["coco"], {split: _given_files(_folder(dataset_dir), split, given) for split, given in paths.items()}
 
 
 def _given_files(folder: Path, split: str, given: Mapping[str, str]) -> Files:
-    if split not in SPLITS or not isinstance(given, Mapping) or set(given) != set(Files._fields):
+    if split not in SPLITS or not isinstance(given, Mapping) or set(given) != {"annotations", "images"}:
         raise InputError(f"data.splits: {split}: {given} is not possible; it must give for {', '.join(SPLITS)} (or some of them) "
                          "the two paths annotations (a JSON file) and images (a folder)")
     return Files(folder / given["annotations"], folder / given["images"])
 
 
 def _folder(dataset_dir: str | Path) -> Path | str:
-    """Return the path of a data set; an address stays a string, since a path would lose one of its slashes."""
-    return str(dataset_dir).rstrip("/") if is_address(dataset_dir) else Path(dataset_dir)
+    """Return the folder of a data set, of which data.yaml may stand for it; an address stays a string.
+
+    A path would lose one of the slashes of an address.
+    """
+    if is_address(dataset_dir):
+        return str(dataset_dir).rstrip("/")
+    path = Path(dataset_dir)
+    return path.parent if path.name in DATA_FILES and path.is_file() else path

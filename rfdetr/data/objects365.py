@@ -40,7 +40,7 @@ def read_objects365(split: Objects365Split, *, with_masks: bool, findings: Findi
         InputError: a patch folder is missing, or the annotation file is wrong.
     """
     raw = read_coco(split.annotations, split.images[-1], with_masks=with_masks, findings=findings)
-    paths = [PurePosixPath(name) for name in raw.file_names]
+    paths = [PurePosixPath(name.replace("\\", "/")) for name in raw.file_names]
     folders = {parent: _patch_folder(parent, split) for parent in dict.fromkeys(path.parent for path in paths)}
     names = [(folders[path.parent] / path.name).relative_to(raw.image_root).as_posix() for path in paths]
     return replace(raw, file_names=names)

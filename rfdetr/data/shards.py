@@ -1,4 +1,4 @@
-"""Data sets as tar shards in WebDataset's layout, in a folder or at any address that fsspec can read.
+"""Data sets as tar shards in WebDataset's layout, in a folder or at an address.
 
 A sample is two members of a tar: the picture ``KEY.jpg``, and ``KEY.json``, COCO's entry of that image with its `annotations` in
 it. The shards of a split are ``train-000000.tar``, ``train-000001.tar``, ...; ``categories.json`` beside them is COCO's list of
@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco import parse_json, split_from_content
+from rfdetr.data.file_names import is_possible
 from rfdetr.data.findings import Findings
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError
 from rfdetr.errors import InputError
@@ -32,7 +35,11 @@ from rfdetr.errors import InputError
 CATEGORIES = "categories.json"
 SPLITS = ("train", "val", "test")
 SHARD = re.compile(rf"({'|'.join(SPLITS)})-\d+\.tar")
+PROTOCOLS = ("s3", "gs", "gcs", "az", "abfs", "http", "https", "file", "memory")  # fsspec has some that run commands
 END_BLOCK = 512  # bytes; a whole tar has one of zeros behind its last member
+MAX_PICTURE = 2**30  # bytes; more is a mistake
+MAX_ENTRY = 2**26  # bytes of the JSON of one sample
+MAX_PLACE = 2**62  # bytes; no storage is as large
 COPY_AGAIN = "copy the shards and their index again, or pack them anew with tools/pack_shards.py"
 
 logger = logging.getLogger(__name__)
@@ -49,13 +56,13 @@ class Shards(NamedTuple):
 
 def is_address(dataset_dir: str | Path) -> bool:
     """Tell whether this is an address such as ``s3://bucket/folder``, and not a path."""
-    return "://" in str(dataset_dir)
+    return isinstance(dataset_dir, str) and re.match(r"[^/]*:(:|//)", dataset_dir) is not None
 
 
 def list_folder(folder: Path | str) -> dict[str, int | None]:
     """Return the names of what lies in a folder or at an address, with sizes in bytes."""
     with _plain_errors(folder):
-        filesystem, path = url_to_fs(str(folder))
+        filesystem, path = _storage(folder)
         return {posixpath.basename(entry["name"].rstrip("/")): entry["size"] for entry in filesystem.ls(path, detail=True)}
 
 
@@ -117,7 +124,7 @@ class TarPictures:
         start, end = self._ranges[np.searchsorted(self._names, os.fsencode(name))].tolist()
         with _plain_errors(f"{self._folder}/{name}", ImageError):
             # fsspec keeps its own list of open storages, and makes a new one in each process
-            filesystem, path = url_to_fs(self._folder)
+            filesystem, path = _storage(self._folder)
             content = filesystem.cat_file(f"{path}/{name.partition('/')[0]}", start=start, end=end)
         if len(content) != end - start:  # a web server that knows no ranges sends the whole shard
             raise ImageError(f"{self._folder}/{name}: {len(content):,} bytes came for this picture of {end - start:,}; either "
@@ -145,14 +152,27 @@ def _samples(shard: str) -> Iterator[tuple[str, dict, tarfile.TarInfo]]:
 def _members(shard: str) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """Go through the files in a tar, with the content of those that are JSON."""
     with _plain_errors(shard):
-        filesystem, path = url_to_fs(shard)
+        filesystem, path = _storage(shard)
         with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            place = -1
             for member in tar:
+                if member.size < 0 or member.offset <= place:  # tarfile would go round in circles
+                    raise tarfile.ReadError(f"the sizes of its members are not possible, as that of {member.name[:80]!r}")
+                place = member.offset
                 if member.isfile():
+                    _check_member(member)
                     yield member, tar.extractfile(member).read() if member.name.endswith(".json") else None
-            # tarfile takes a tar that was cut off inside a header for one that ends there
-            if file.seek(0, os.SEEK_END) < tar.offset + END_BLOCK:
-                raise tarfile.ReadError("unexpected end of data")
+            # tarfile takes a damaged header, and one that was cut off, for the end of the tar
+            file.seek(tar.offset)
+            if file.read(END_BLOCK) != bytes(END_BLOCK):
+                raise tarfile.ReadError(f"unexpected end of data, or a damaged header, at byte {tar.offset:,}")
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    if member.issparse():
+        raise tarfile.ReadError(f"{member.name[:80]!r} is stored without its empty parts, so it cannot be read by its range")
+    if member.size > (MAX_ENTRY if member.name.endswith(".json") else MAX_PICTURE):
+        raise tarfile.ReadError(f"{member.name[:80]!r} has {member.size:,} bytes, which no picture or sample has")
 
 
 def _read_categories(folder: Path | str) -> list[dict]:
@@ -165,17 +185,23 @@ def _read_categories(folder: Path | str) -> list[dict]:
 
 def _read_file(path: str) -> bytes:
     with _plain_errors(path):
-        filesystem, inner_path = url_to_fs(path)
+        filesystem, inner_path = _storage(path)
         return filesystem.cat_file(inner_path)
 
 
 def _places(images: list[dict], source: str) -> dict[str, tuple[int, int]]:
     """Return the first and the last byte + 1 of each picture in its shard."""
-    try:
-        return {image["file_name"]: (image["offset"], image["offset"] + image["length"]) for image in images}
-    except (KeyError, TypeError):
-        raise InputError(f"{source}: this is not an index of shards, whose images have an offset and a length; delete it, or "
-                         "pack the data set anew with tools/pack_shards.py") from None
+    for number, image in enumerate(images):
+        if not _is_place(image):
+            shown = ", ".join(f"{key!r} {str(image.get(key))[:40]!r}" for key in ("file_name", "offset", "length"))
+            raise InputError(f"{source}: this is not an index of shards, whose images have a name, an offset and a length: entry "
+                             f"{number} of images has {shown}; delete it, or pack the data set anew with tools/pack_shards.py")
+    return {image["file_name"]: (image["offset"], image["offset"] + image["length"]) for image in images}
+
+
+def _is_place(image: dict) -> bool:
+    name, offset, length = (image.get(key) for key in ("file_name", "offset", "length"))
+    return is_possible(name) and type(offset) is type(length) is int and 0 <= offset < MAX_PLACE and 0 <= length <= MAX_PICTURE
 
 
 def _check_shards(places: dict[str, tuple[int, int]], shards: Shards, source: str) -> None:
@@ -193,6 +219,17 @@ def _check_shards(places: dict[str, tuple[int, int]], shards: Shards, source: st
         if size is not None and size < end:
             raise InputError(f"{shards.folder}/{shard}: has {size:,} bytes, but {source} lists pictures up to byte {end:,}; "
                              f"{COPY_AGAIN}")
+
+
+def _storage(place: Path | str) -> tuple[AbstractFileSystem, str]:
+    """Return the storage of a path or an address, and the place in it."""
+    if not is_address(place):
+        return LocalFileSystem(), LocalFileSystem._strip_protocol(os.path.abspath(place))
+    protocol = str(place).partition("://")[0]
+    if protocol not in PROTOCOLS or "::" in str(place):
+        raise InputError(f"{place}: shards are not read from this kind of address; it must begin with one of "
+                         f"{', '.join(f'{name}://' for name in PROTOCOLS)} and hold no '::'")
+    return url_to_fs(str(place))
 
 
 @contextmanager

@@ -1,25 +1,30 @@
 """Read YOLO data sets: data.yaml, folders or lists of images, and a text file with the objects of each image.
 
 The labels of `.../images/x.jpg` are in `.../labels/x.txt`, or else beside the image. Category ids are YOLO's class ids; image ids
-count from 0 in the order of the file names. Coordinates refer to the picture as viewers show it, with its EXIF orientation.
+count from 0 in the order of the file names. A picture that is listed several times is as many images of the train split, which is
+how people make rare ones count more; other splits have it once. Coordinates refer to pictures as viewers show them, by their EXIF
+orientation.
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.file_names import KINDS as NAME_KINDS
+from rfdetr.data.file_names import NearNames
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
-from rfdetr.data.label_map import Category
 from rfdetr.data.segmentations import encode
-from rfdetr.data.yolo_labels import LabelFile, Labels, parse_labels
+from rfdetr.data.yolo_labels import MAX_BYTES, LabelFile, Labels, join, parse_labels
+from rfdetr.data.yolo_yaml import read_categories, read_data_file, read_line_form, read_paths
 from rfdetr.errors import InputError
 
 DATA_FILES = ("data.yaml", "data.yml")
@@ -29,17 +34,23 @@ UNKNOWN_SIZE = (640, 640)  # of a picture whose header cannot be read
 
 KINDS = {
     "split_path_missing": Kind("error", "files", "paths of a split that do not exist", "correct data.yaml"),
-    "image_missing": Kind("error", "files", "listed images that do not exist", "correct the list, or put the images there"),
+    "image_missing": Kind("error", "files", "listed images that do not exist", "correct the list, or put the images there",
+                          "drops"),
+    "listed_again": Kind("warning", "files", "lines and paths that list an image again, which is scored once",
+                         "list each image of this split once"),
+    "listed_again_for_training": Kind("info", "files", "lines and paths that list an image again, which is trained on again",
+                                      "nothing to do if it is to count more"),
     "no_image_size": Kind("error", "files", "images whose size cannot be read", "replace them, or remove them and their labels"),
     "no_labels": Kind("error", "files", "folders of images without a single label file",
                       "put the labels of images/x.jpg into labels/x.txt, or beside the image"),
     "background_image": Kind("info", "files", "images without a label file, taken as images without objects",
                              "nothing to do if they show no objects"),
-    "label_without_image": Kind("warning", "files", "label files without an image", "add the images, or remove the files"),
+    "label_shared": Kind("warning", "files", "label files that belong to several images of one name, such as x.jpg and x.png",
+                         "keep one of the images, or rename them and give each its labels"),
+    "label_without_image": Kind("warning", "files", "label files without an image", "add the images, or remove the files",
+                                "drops"),
     "label_name_case": Kind("error", "files", "label files whose name differs from the image's in upper and lower case only",
-                            "rename them, since on most systems they do not belong together"),
-    "names_count": Kind("error", "classes", "contradictions between nc and names", "make both of data.yaml agree"),
-    "class_without_name": Kind("warning", "classes", "classes without a name", "name them in data.yaml"),
+                            "rename them, since on most systems they do not belong together", "drops"),
 }
 
 
@@ -52,13 +63,23 @@ class YoloSplit(NamedTuple):
     places: tuple[Path, ...]  # what relative paths may be relative to
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say which file or folder cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its name and its permissions") from None
+
+
+@_refusing()
 def find_yolo(folder: Path) -> dict[str, YoloSplit]:
     """Return the splits of a folder with a data.yaml; a path that does not exist stays, to be refused when it is read."""
     data_file = next((folder / name for name in DATA_FILES if (folder / name).is_file()), None)
-    content = {} if data_file is None else _read_data_file(data_file)
+    content = {} if data_file is None else read_data_file(data_file)
     if "names" not in content and "nc" not in content:
         return {}
-    named = {split: [key for key in keys if content.get(key)] for split, keys in SPLIT_KEYS.items()}
+    named = {split: [key for key in keys if key in content] for split, keys in SPLIT_KEYS.items()}
     if any(named.values()):
         return {split: _locate(data_file, content, keys[0]) for split, keys in named.items() if keys}
     usual = {split: [folder / key / "images" for key in keys if (folder / key / "images").is_dir()]
@@ -66,6 +87,7 @@ def find_yolo(folder: Path) -> dict[str, YoloSplit]:
     return {split: YoloSplit(data_file, (found[0],), (), (folder,)) for split, found in usual.items() if found}
 
 
+@_refusing()
 def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings) -> RawSplit:
     """Read the images and labels of a split.
 
@@ -75,54 +97,67 @@ def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings) -> RawS
     if split.missing and not split.sources:
         raise InputError(f"{split.data_file}: {'; '.join(split.missing)}; correct data.yaml, or put the images there")
     findings.add("split_path_missing", KINDS["split_path_missing"], split.missing)
-    categories = _read_categories(split.data_file, findings)
-    folder = split.data_file.parent
-    images = sorted({image for source in split.sources for image in _images_of(source, split.places, findings)})
+    content, folder = read_data_file(split.data_file), split.data_file.parent
+    categories, form = read_categories(split.data_file, content, findings), read_line_form(split.data_file, content)
+    listed = Counter(image for source in split.sources for image in _images_of(source, split.places, findings))
+    images = sorted(listed)
     if not images:
-        listed = ", ".join(map(str, split.sources))
-        raise InputError(f"{listed}: no images found; they must be {', '.join(IMAGE_SUFFIXES)} files")
-    labels = _match_labels(images, folder, findings)
+        raise InputError(f"{', '.join(map(str, split.sources))}: no images found; they must be {', '.join(IMAGE_SUFFIXES)} files")
+    label_files = _match_labels(images, folder, findings)
     sizes, parts = np.empty((len(images), 2), dtype=np.int64), []
     segmentations: list[bytes] | None = [] if with_masks else None
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4)) as pool:
         for start in range(0, len(images), CHUNK):
             chunk = range(start, min(start + CHUNK, len(images)))
             sizes[chunk] = _sizes(pool, [images[index] for index in chunk], findings)
-            contents = pool.map(Path.read_bytes, [labels[images[index]] for index in chunk if images[index] in labels])
-            names = [(index, _short(labels[images[index]], folder)) for index in chunk if images[index] in labels]
-            files = [LabelFile(index, name, content) for (index, name), content in zip(names, contents)]
-            found = parse_labels(files, [category.id for category in categories], findings)
+            paths = {index: label_files[images[index]] for index in chunk if images[index] in label_files}
+            files = [LabelFile(index, _short(path, folder), content)
+                     for (index, path), content in zip(paths.items(), pool.map(_read_label, paths.values()))]
+            found = parse_labels(files, [category.id for category in categories], findings, form)
             if segmentations is not None:
                 segmentations += _segmentations(found, sizes)
             parts.append(found._replace(polygons=[]))
-    image_indices, class_ids, fractions, areas = (np.concatenate(column) for column in list(zip(*parts))[:4])
-    scale = sizes[image_indices][:, ::-1].astype(np.float64)
-    return RawSplit(
+    labels, kept = join(parts, findings)
+    scale = sizes[labels.image_indices][:, ::-1].astype(np.float64)
+    raw = RawSplit(
         source=split.data_file, image_root=folder, image_ids=np.arange(len(images)), image_sizes=sizes, categories=categories,
-        file_names=[_short(image, folder) for image in images], image_indices=image_indices, category_ids=class_ids,
-        boxes=fractions * np.tile(scale, 2), areas=areas * scale.prod(axis=1), is_crowd=np.zeros(len(class_ids), dtype=bool),
-        segmentations=segmentations,
+        file_names=[_short(image, folder) for image in images], image_indices=labels.image_indices, category_ids=labels.class_ids,
+        boxes=labels.boxes * np.tile(scale, 2), areas=labels.areas * scale.prod(axis=1),
+        is_crowd=np.zeros(len(labels.boxes), dtype=bool),
+        segmentations=None if segmentations is None else [segmentations[row] for row in np.flatnonzero(kept)],
+    )
+    return _repeat(raw, np.array([listed[image] for image in images]), findings)
+
+
+def _repeat(raw: RawSplit, counts: np.ndarray, findings: Findings) -> RawSplit:
+    """Make as many images of each one of the train split as `counts` (N,) says, each with an id of its own."""
+    again = np.flatnonzero(counts > 1)
+    kind = "listed_again_for_training" if findings.split == "train" else "listed_again"
+    findings.add(kind, KINDS[kind], [f"{raw.file_names[index]} ({counts[index]} times)" for index in again],
+                 count=int((counts - 1).sum()))
+    if not len(again) or findings.split != "train":
+        return raw
+    images = np.repeat(np.arange(len(counts)), counts)
+    num_objects = np.bincount(raw.image_indices, minlength=len(counts))
+    first = np.cumsum(num_objects) - num_objects  # row of each image; objects are in the order of their images
+    rows = np.concatenate([np.arange(first[image], first[image] + num_objects[image]) for image in images])
+    columns = {name: getattr(raw, name)[rows] for name in ("boxes", "category_ids", "areas", "is_crowd")}
+    return replace(
+        raw, image_ids=np.arange(len(images)), file_names=[raw.file_names[image] for image in images],
+        image_sizes=raw.image_sizes[images], image_indices=np.repeat(np.arange(len(images)), num_objects[images]),
+        segmentations=None if raw.segmentations is None else [raw.segmentations[row] for row in rows], **columns,
     )
 
 
-def _read_data_file(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
-    return content if isinstance(content, dict) else {}
-
-
-def _locate(data_file: Path, content: dict, key: str) -> YoloSplit:
+def _locate(data_file: Path, content: dict[str, Any], key: str) -> YoloSplit:
     """Find the folders and lists that data.yaml names for a split."""
     folder = data_file.parent
-    root = content.get("path") or "."
-    places = (folder / root, folder) if (folder / root).is_dir() else (folder,)  # often a path of somebody's own machine
-    values = content[key] if isinstance(content[key], list) else [content[key]]
+    root = folder / "".join(read_paths(data_file, content, "path")[:1]) if "path" in content else folder
+    places = (root, folder) if os.path.isdir(root) else (folder,)  # often a path of somebody's own machine
     sources, missing = [], []
-    for value in values:
-        tried = _candidates(str(value), places)
-        found = next((path for path in tried if path.exists()), None)
+    for value in read_paths(data_file, content, key):
+        tried = _candidates(value, places)
+        found = next((path for path in tried if os.path.exists(path)), None)
         if found is None:
             missing.append(f"{key}: {value!r} points nowhere (looked at {', '.join(map(str, tried))})")
         else:
@@ -142,27 +177,15 @@ def _candidates(value: str, places: tuple[Path, ...]) -> list[Path]:
     return list(dict.fromkeys(Path(os.path.normpath(place / path)) for path in (inner, value) for place in places))
 
 
-def _read_categories(data_file: Path, findings: Findings) -> list[Category]:
-    content = _read_data_file(data_file)
-    names, count = content.get("names"), content.get("nc")
-    if names is None and isinstance(count, int) and count > 0:
-        names = [None] * count
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(isinstance(key, int) and key >= 0 for key in names):
-        raise InputError(f"{data_file}: 'names' must be a list of class names, or class ids with their names (0: cat); it is "
-                         f"{str(content.get('names'))[:80]}")
-    if count is not None and count not in (len(names), max(names) + 1):
-        findings.add("names_count", KINDS["names_count"], f"{data_file.name}: nc is {count}, but there are {len(names)} names")
-    nameless = [id_ for id_, name in names.items() if name in (None, "")]
-    findings.add("class_without_name", KINDS["class_without_name"], [f"class {id_}" for id_ in nameless])
-    return [Category(id_, f"class_{id_}" if id_ in nameless else str(name)) for id_, name in sorted(names.items())]
-
-
 def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
     """Give the images of a folder and all below it, of a list, or the one that this is."""
     if source.is_dir():
-        for folder, _, names in os.walk(source, followlinks=True):
+        followed = {os.path.realpath(source)}  # a link may lead back up
+        for folder, folders, names in os.walk(source, followlinks=True, onerror=_raise):
+            links = {name: os.path.realpath(os.path.join(folder, name)) for name in folders
+                     if os.path.islink(os.path.join(folder, name))}
+            folders[:] = [name for name in folders if links.get(name) not in followed]
+            followed.update(links.values())
             yield from (Path(folder, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
     elif source.suffix.lower() == ".txt":
         yield from _listed_images(source, places, findings)
@@ -170,12 +193,26 @@ def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> It
         yield source
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _listed_images(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
-    lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: this list of images is not UTF-8 text ({error}); save it as UTF-8") from None
+    near = None  # of the whole folder, so made only if a line needs it
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
-        found = next((path for path in _candidates(line, (source.parent, *places)) if path.is_file()), None)
+        found = next((path for path in _candidates(line, (source.parent, *places)) if os.path.isfile(path)), None)
+        if found is None:
+            near = near or NearNames(places[-1])
+            fitting = near.find(line)
+            if len(fitting) == 1:
+                findings.add("other_name", NAME_KINDS["other_name"], f"listed as {line!r}, there as {fitting[0]!r}")
+                found = places[-1] / fitting[0]
         if found is None:
             findings.add("image_missing", KINDS["image_missing"], f"{source.name}:{number}: {line}")
         else:
@@ -187,7 +224,7 @@ def _match_labels(images: list[Path], folder: Path, findings: Findings) -> dict[
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for image in images:
         by_folder[image.parent].append(image)
-    found, without = {}, []
+    found, without, sharing = {}, [], defaultdict(list)
     for image_folder, members in by_folder.items():
         label_folders = [path for path in (_label_folder(image_folder), image_folder) if path.is_dir()]
         names = {path: set(os.listdir(path)) for path in label_folders}
@@ -198,7 +235,10 @@ def _match_labels(images: list[Path], folder: Path, findings: Findings) -> dict[
                 without.append(image)
             else:
                 found[image] = label_folder / name
+                sharing[label_folder / name].append(image.name)
         _report_orphans(image_folder, names, folder, findings)
+    findings.add("label_shared", KINDS["label_shared"],
+                 [f"{_short(path, folder)} ({', '.join(names)})" for path, names in sharing.items() if len(names) > 1])
     if not found:
         looked = [f"{_short(path, folder)} (its labels would be in {_short(_label_folder(path), folder)})" for path in by_folder]
         findings.add("no_labels", KINDS["no_labels"], looked)
@@ -231,9 +271,19 @@ def _report_orphans(image_folder: Path, names: dict[Path, set[str]], folder: Pat
 
 def _is_label_file(path: Path) -> bool:
     """Tell labels from notes, lists of classes and lists of images."""
+    if not path.is_file():
+        return False
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline().split()
+        first = file.readline(1000).split()
     return not first or len(first) >= 5 and first[0][0].isdigit()
+
+
+def _read_label(path: Path) -> bytes | str:
+    """Return what a label file holds, or the kind of what is wrong with it."""
+    try:
+        return path.read_bytes() if path.stat().st_size <= MAX_BYTES else "label_huge"
+    except OSError:
+        return "label_unreadable"
 
 
 def _sizes(pool: ThreadPoolExecutor, images: list[Path], findings: Findings) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rfdetr.data.findings import Findings, Kind
-from rfdetr.data.formats import SPLITS, Paths, available_splits, detect_format, read_split
+from rfdetr.data.formats import SPLITS, VAL_FRACTION, Paths, available_splits, detect_format, read_split
 from rfdetr.data.images import MAX_PIXELS, allow_pixels
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.white_level import find_white_level
@@ -63,11 +64,13 @@ def check_dataset(
     with_masks: bool = False,
     white_level: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    val_fraction: float = VAL_FRACTION,
+    allow_outside: bool = False,
 ) -> DatasetCheck:
     """Look for everything that would break or falsify training, in any format.
 
     Args:
-        paths: files of a COCO data set that is laid out differently (formats.read_split).
+        paths, val_fraction, allow_outside: see `formats.read_split`.
         input_size: (H, W) of the model's input.
         num_queries: objects that the model can find in an image.
         quick: only what takes seconds: names of files, classes and boxes; no picture is opened and no mask drawn.
@@ -81,7 +84,7 @@ def check_dataset(
     found_format = detect_format(dataset_dir, format) if paths is None else "coco"
     check = DatasetCheck(dataset_dir=dataset_dir, format=found_format, input_size=input_size, num_queries=num_queries)
     allow_pixels(max_pixels)
-    _read_splits(check, paths, with_masks=with_masks or not quick)
+    _read_splits(check, paths, with_masks=with_masks or not quick, val_fraction=val_fraction, allow_outside=allow_outside)
     check_files(check.splits)
     check_classes(check.splits)
     for split in check.splits.values():
@@ -98,14 +101,14 @@ def check_dataset(
     return check
 
 
-def _read_splits(check: DatasetCheck, paths: Paths | None, *, with_masks: bool) -> None:
+def _read_splits(check: DatasetCheck, paths: Paths | None, **options: Any) -> None:
     available = available_splits(check.dataset_dir, check.format, paths)
     for name in SPLITS:
         check.findings.split = name
         if name in available:
             try:
-                raw = read_split(check.dataset_dir, name, format=check.format, paths=paths, with_masks=with_masks,
-                                 findings=check.findings)
+                raw = read_split(check.dataset_dir, name, format=check.format, paths=paths, findings=check.findings,
+                                 **options)
             except InputError as error:
                 check.findings.add("unreadable_split", KINDS["unreadable_split"], str(error))
             else:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from rfdetr.data.file_names import NearNames, files_in
 from rfdetr.data.findings import Kind
 from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.datacheck.split_check import SplitCheck
@@ -15,11 +16,11 @@ OTHER_EXTENSIONS = {".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", "
 ROBOFLOW_COPY = re.compile(r"^(?P<source>.+)\.rf\.[0-9a-zA-Z]+\.\w+$")  # name of an exported, perhaps augmented copy
 VIDEO_FRAME = re.compile(r"(?P<video>.*(?:mp4|avi|mov|mkv|m4v|webm|frame|video).*?)[-_ .]?\d+(?:_(?:jpe?g|png|bmp|webp))?", re.I)
 
+NONE_THERE = "correct the names or data.dataset_dir; none of the listed images is there"
+
 KINDS = {
     "missing_image": Kind("error", "files", "images that are listed but not there",
                           "copy them there, or take them out of the annotations", "drops"),
-    "other_case": Kind("error", "files", "images whose name is written with other capitals than the file",
-                       "rename the files: they are found on Windows and macOS only"),
     "case_clash": Kind("warning", "files", "names that differ only in capitals",
                        "rename them: on Windows and macOS they are one file"),
     "listed_twice": Kind("warning", "files", "images that are listed more than once",
@@ -39,7 +40,7 @@ KINDS = {
 
 def check_files(splits: dict[str, SplitCheck]) -> None:
     """Compare the names that the splits list with the files that are there, and with each other."""
-    contents = {folder: _listing(folder) for split in splits.values() for folder in split.folders}
+    contents = {folder: files_in(folder) for split in splits.values() for folder in split.folders}
     listed = {path for split in splits.values() for path in _paths(split)}
     reported: set[str] = set()  # folders that an earlier split shares
     for split in splits.values():
@@ -55,34 +56,36 @@ def _paths(split: SplitCheck) -> list[str]:
     return [os.path.normpath(os.path.join(split.raw.image_root, name)) for name in split.raw.file_names]
 
 
-def _listing(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
-
-
 def _check_listed(split: SplitCheck, contents: dict[str, set[str]]) -> None:
-    names = split.raw.file_names
-    folded = {folder: {name.casefold(): name for name in files} for folder, files in contents.items() if folder in split.folders}
-    missing, other_case = [], {}
-    for index, name in enumerate(names):
-        folder, base = os.path.join(split.raw.image_root, os.path.dirname(name)), os.path.basename(name)
-        if base not in contents[folder] and not os.path.isfile(os.path.join(folder, base)):  # it may be, on Windows and macOS
-            if base.casefold() in folded[folder]:
-                other_case[index] = folded[folder][base.casefold()]
-            else:
-                missing.append(index)
-    split.note_images("missing_image", KINDS["missing_image"], np.array(missing, dtype=np.int64))
-    split.note_images("other_case", KINDS["other_case"], np.array(list(other_case), dtype=np.int64),
-                      lambda index: f"the file is {other_case[index]}")
+    names, root = split.raw.file_names, split.raw.image_root
+    _check_missing(split, [index for index, (folder, name) in enumerate(map(os.path.split, names))
+                           if name not in contents[os.path.join(root, folder)]])
     spellings, times = defaultdict(set), defaultdict(int)
     for name in names:
         spellings[name.casefold()].add(name)
         times[name] += 1
     split.note("case_clash", KINDS["case_clash"], [", ".join(sorted(same)) for same in spellings.values() if len(same) > 1])
     split.note("listed_twice", KINDS["listed_twice"], [f"{name} ({count} times)" for name, count in times.items() if count > 1])
+
+
+def _check_missing(split: SplitCheck, missing: list[int]) -> None:
+    """Report images that are not there, with what is."""
+    if not missing:
+        return
+    names, near = split.raw.file_names, NearNames(split.raw.image_root)
+
+    def detail(index: int) -> str:
+        fitting = near.find(names[index])
+        if len(fitting) > 1:
+            return f"{len(fitting)} files fit: {', '.join(sorted(fitting)[:3])}"
+        if fitting:
+            return f"{fitting[0]} fits, but other names fit it too"
+        return near.describe() if index == missing[0] else "no file fits"
+
+    kind = KINDS["missing_image"]
+    if len(missing) == len(names):
+        kind = kind._replace(advice=NONE_THERE, fix="leaves")  # nothing would be left
+    split.note_images("missing_image", kind, np.array(missing, dtype=np.int64), detail)
 
 
 def _check_unlisted(split: SplitCheck, contents: dict[str, set[str]], listed: set[str]) -> None:

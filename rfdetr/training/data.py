@@ -68,7 +68,7 @@ def open_split(
     return open_dataset(
         folder, split, image_size=architecture.input_size, training=split == "train", format=format, paths=config.splits,
         label_map=label_map or kind, with_masks=architecture.segmentation_head, augment=config.augment,
-        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw,
+        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw, **_reading(config),
     )
 
 
@@ -91,7 +91,12 @@ def check_splits(config: RunConfig) -> dict[str, RawSplit]:
 def check_data(config: DataConfig, input_size: tuple[int, int], num_queries: int, **options: bool) -> DatasetCheck:
     """Check the data set of a run, for a model of this input (H, W) and number of queries; options of `check_dataset`."""
     folder, format = data_folder(config)
-    return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries, **options)
+    return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries,
+                         **_reading(config), **options)
+
+
+def _reading(config: DataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("white_level", "max_pixels", "val_fraction", "allow_outside")}
 
 
 def data_splits(config: DataConfig) -> tuple[str, ...]:
@@ -132,6 +137,7 @@ def _loader_options(config: DataConfig, architecture: ModelConfig, device: torch
         "pin_memory": device.type == "cuda", "prefetch_factor": config.prefetch_factor,
         "persistent_workers": config.persistent_workers,
         "start_method": None if config.start_method == "auto" else config.start_method,
+        "timeout_seconds": config.timeout_seconds, "max_bad_images": config.max_bad_images,
     }
 
 

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from engine.device import resolve_device, use_device
@@ -23,8 +21,7 @@ from rfdetr.data import LabelMap, read_image
 from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file
-from rfdetr.plots.pictures import draw_detections
-from rfdetr.prediction import Picture, coco_results
+from rfdetr.prediction import Picture, coco_results, drawn_paths, save_drawing
 from rfdetr.prediction import predict as predict_batch
 from rfdetr.training.command_line import bad_input, shown_log
 from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
@@ -58,11 +55,13 @@ class Predictor:
         self.label_map: LabelMap = checkpoint_classes(content)
         self.input_size = architecture.input_size
         self.postprocess = build_postprocess(architecture)
+        data = content["args"].get("data")
+        self.white_level = data.get("white_level") if isinstance(data, dict) else None
 
     def __call__(self, images: Sequence[Picture], *, threshold: float = 0.5) -> list[dict[str, Tensor]]:
         """Detect on one batch of pictures; see `rfdetr.prediction.predict`."""
         return predict_batch(self.model, self.postprocess, images, size=self.input_size, threshold=threshold,
-                             precision=self.precision)
+                             precision=self.precision, white_level=self.white_level)
 
 
 def predict(
@@ -165,18 +164,19 @@ def predict_into(
 ) -> None:
     """Predict batch by batch, so that any number of pictures fits into memory, and write as they come."""
     ids = dict(zip((name for name, _ in named), image_ids([name for name, _ in named])))
+    drawn = dict(zip(ids, drawn_paths(output / PICTURES, list(ids))))
     counts, num_read = Counter(), 0
     with _json_list(output / RESULTS) as write, tqdm(total=len(named), unit="image", disable=None) as bar:
         for start in range(0, len(named), batch_size):
             batch = named[start : start + batch_size]
-            pictures = dict(_read_all(batch))
+            pictures = dict(_read_all(batch, predictor.white_level))
             results = predictor(list(pictures.values()), threshold=threshold)
             for (name, picture), result in zip(pictures.items(), results):
                 rows = coco_results(result, predictor.label_map, image_id=ids[name], file_name=name)
                 counts.update(row["category_name"] for row in rows)
                 write(rows)
                 if draw:
-                    _draw(output / PICTURES / name, picture, result, predictor.label_map)
+                    save_drawing(drawn[name], picture, result, predictor.label_map)
             num_read += len(pictures)
             bar.update(len(batch))
         if num_read == 0:
@@ -187,24 +187,13 @@ def predict_into(
     logger.info("found on %d images: %s%s; everything is in %s", num_read, found, ", ..." if len(counts) > 10 else "", output)
 
 
-def _read_all(batch: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Tensor]]:
+def _read_all(batch: Sequence[tuple[str, Path]], white_level: int | None) -> Iterator[tuple[str, Tensor]]:
     """Read the pictures that can be read."""
     for name, path in batch:
         try:
-            yield name, read_image(path)
+            yield name, read_image(path, white_level=white_level)
         except InputError as error:
             logger.warning("left out: %s", error)
-
-
-def _draw(path: Path, picture: Tensor, result: dict[str, Tensor], label_map: LabelMap) -> None:
-    """Write a picture with the detections that have a class."""
-    kept = _of_known_classes(result, label_map)
-    drawn = draw_detections(
-        picture, kept["boxes"], kept["labels"], class_names=label_map.names, scores=kept["scores"], masks=kept.get("masks")
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image: Image.Image = to_pil_image(drawn)
-    image.save(path, **({"quality": 90} if path.suffix.lower() in (".jpg", ".jpeg", ".jfif", ".webp") else {}))
 
 
 @contextmanager

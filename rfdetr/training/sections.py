@@ -86,8 +86,20 @@ class DataConfig:
     """Labels 0 to K-1 in the order of the category ids, or the category ids themselves as in the official COCO weights."""
     splits: dict[str, dict[str, str]] | None = None
     """COCO files of a layout of one's own, relative to dataset_dir: {train: {annotations: a.json, images: folder}, val: ...}."""
+    val_fraction: float = 0.1
+    """Share of the images that are the val split where one annotation file holds all, by a hash of their names."""
+    allow_outside: bool = False
+    """Use image files that the annotations name outside of the data set's folders."""
     on_bad_image: Literal["fail", "skip"] = "fail"
     """An image that cannot be read stops the run, or is named, counted and left out; evaluation counts its objects as missed."""
+    max_bad_images: float = 0.1
+    """Share of the images that may be bad, with on_bad_image skip, before the run stops all the same."""
+    max_pixels: int = 178956970
+    """Pixels of an image above which it is a bad one; what it decodes to would take three times as many bytes."""
+    white_level: int | None = None
+    """Value of white in images of more than 8 bits, such as 4095 (default: what the files say or the train split shows)."""
+    timeout_seconds: float = 300.0
+    """Seconds to wait for a batch of the loader processes before the run ends with a message; 0: for ever."""
     exif: Literal["apply", "refuse"] = "apply"
     """Turn images as their EXIF data says, in training, evaluation and prediction alike, or take such images for bad ones."""
     cache: Literal["none", "ram"] = "none"
@@ -101,11 +113,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "data")
-        check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor")
+        check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor", "max_pixels")
+        check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images")
+        check_fields(self, "data", "above 0 and below 1", lambda value: 0 < value < 1, "val_fraction")
+        check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "white_level")
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "eval_batch_size")
         check_fields(self, "data", "{split: {annotations: file, images: folder}} for train, val and test, or some of them",
                      _is_paths_or_none, "splits")
-        check_fields(self, "data", "0 or more", is_not_negative, "num_workers")
+        check_fields(self, "data", "0 or more", is_not_negative, "num_workers", "timeout_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def _plain_args(content: dict[str, Any]) -> dict[str, Any]:
 
 def _class_names(names: Any, origin: str) -> dict[int, str] | None:
     """Return the names by label, which files have as a list, or as a dict in which a label may be text."""
-    if not names or not isinstance(names, (dict, list, tuple)):
+    if not isinstance(names, (dict, list, tuple)) or not names:
         return None
     if len(names) > MAX_CLASSES:
         raise InputError(f"{origin}: has {len(names)} class_names; at most {MAX_CLASSES} are possible")

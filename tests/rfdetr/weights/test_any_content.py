@@ -1,5 +1,6 @@
 """A checkpoint is data: whatever it holds, only InputError leaves, and no number in it costs gigabytes."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -64,12 +65,12 @@ def spoiled(draw):
     content = {**copy.deepcopy({key: value for key, value in PAYLOAD.items() if key != "model"}), "model": dict(PAYLOAD["model"])}
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(PATHS) | st.tuples(st.sampled_from(["model", "ema_model", "args", "model_config"]), KEYS))
-        target = content
-        for key in place[:-1]:
-            there = isinstance(target, dict) and key in target or isinstance(target, list) and key < len(target)
-            target = target[key] if there else None
-        if isinstance(target, dict) or isinstance(target, list) and place[-1] < len(target):
-            target[place[-1]] = draw(ANY)
+        value, target = draw(ANY), content
+        with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # an earlier value is in the way
+            for key in place[:-1]:
+                target = target[key]
+            if isinstance(target, (dict, list)):
+                target[place[-1]] = value
     return content
 
 
