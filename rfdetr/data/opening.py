@@ -63,9 +63,7 @@ def open_dataset(
     allow_pixels(max_pixels)
     reading = {"format": format, "paths": paths, "val_fraction": val_fraction, "allow_outside": allow_outside}
     if raw is None:
-        findings = Findings()
-        raw = read_split(dataset_dir, split, with_masks=with_masks, findings=findings, **reading)
-        findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
+        raw = _read_strictly(dataset_dir, split, on_bad_image, with_masks=with_masks, **reading)
     if not isinstance(label_map, LabelMap):
         train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, **reading)
         label_map = _make_label_map(train, label_map)
@@ -87,6 +85,13 @@ def open_dataset(
         white_level = find_white_level(raw, find_train, max_pixels=max_pixels)
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
                             on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
+
+
+def _read_strictly(dataset_dir: str | Path, split: str, on_bad_image: str, **reading: Any) -> RawSplit:
+    findings = Findings()
+    raw = read_split(dataset_dir, split, findings=findings, **reading)
+    findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
+    return raw
 
 
 def _find_train(dataset_dir: str | Path, **reading: Any) -> RawSplit | None:
