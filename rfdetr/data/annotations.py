@@ -151,6 +151,11 @@ def clean(raw: RawSplit, classes: LabelMap | ClassMatch, *, training: bool) -> t
     }
 
 
+def is_dirty(report: dict[str, int]) -> bool:
+    """Tell whether something was left out of a split, or cannot be found in it."""
+    return any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "unmatchable", "without_mask"))
+
+
 def describe(report: dict[str, int]) -> str:
     """Say in one line what a split holds and what was done to it."""
     done = {

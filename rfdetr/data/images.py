@@ -29,7 +29,7 @@ from rfdetr.errors import InputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 # Pillow knows many more, some of which start other programs
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(["AVIF"] if importlib.util.find_spec("PIL.AvifImagePlugin") else []))
-MAX_PIXELS = 180_000_000
+MAX_PIXELS = 178_956_970  # where Pillow too refuses them
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap the sides

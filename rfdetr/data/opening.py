@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rfdetr.data.annotations import RawSplit, clean, describe
+from rfdetr.data.annotations import RawSplit, clean, describe, is_dirty
 from rfdetr.data.cache import read_files
 from rfdetr.data.class_matching import match_classes
 from rfdetr.data.dataset import DetectionDataset
@@ -54,18 +55,15 @@ def open_dataset(
         label_map: that of the training split or of a checkpoint, whose classes are found by name (`match_classes`); None makes
             it from the train split; "coco" keeps category ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
-        on_bad_image, exif: see `DetectionDataset`.
-        white_level, max_pixels: see `read_image`; a white level of None is decided by the train split's pictures, once for all
-            splits (white_level.py), and is then `DetectionDataset.white_level`.
+        on_bad_image, exif, max_pixels: see `DetectionDataset`.
+        white_level: see `read_image`; None: decided by the train split's pictures, for all splits (white_level.py).
         cache: "ram" keeps the files of all images in memory.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
     allow_pixels(max_pixels)
     reading = {"format": format, "paths": paths, "val_fraction": val_fraction, "allow_outside": allow_outside}
     if raw is None:
-        findings = Findings()
-        raw = read_split(dataset_dir, split, with_masks=with_masks, findings=findings, **reading)
-        findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
+        raw = _read_strictly(dataset_dir, split, on_bad_image, with_masks=with_masks, **reading)
     if not isinstance(label_map, LabelMap):
         train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, **reading)
         label_map = _make_label_map(train, label_map)
@@ -77,25 +75,37 @@ def open_dataset(
         report["without_mask"] = sum(1 for row in range(len(annotations.boxes)) if not annotations.segmentations[row])
     _check_content(raw, report, split, training, with_masks)
     recipe = _augmentation(augment) if training else RECIPES["none"]
-    is_dirty = any(report.get(key) for key in ("unmapped", "not_finite", "zero_size", "unmatchable", "without_mask"))
-    log = logger.warning if is_dirty else logger.info
     found_format = detect_format(dataset_dir, format) if paths is None else "coco"
-    log("%s split: %s (%s, format %s)", split, describe(report), raw.source, found_format)
+    logger.log(logging.WARNING if is_dirty(report) else logging.INFO, "%s split: %s (%s, format %s)", split, describe(report),
+               raw.source, found_format)
     if cache == "ram":
         annotations = replace(annotations, file_contents=read_files(annotations))
-    if white_level is None and (white_level := find_white_level(raw, max_pixels=max_pixels)) and split != "train":
-        if "train" in available_splits(dataset_dir, format, paths):
-            train = read_split(dataset_dir, "train", **reading)
-            white_level = find_white_level(train, max_pixels=max_pixels) or white_level
+    if white_level is None:
+        find_train = None if split == "train" else partial(_find_train, dataset_dir, **reading)
+        white_level = find_white_level(raw, find_train, max_pixels=max_pixels)
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
                             on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
 
 
-def _read_train(dataset_dir: str | Path, split: str, **reading: Any) -> RawSplit:
+def _read_strictly(dataset_dir: str | Path, split: str, on_bad_image: str, **reading: Any) -> RawSplit:
+    findings = Findings()
+    raw = read_split(dataset_dir, split, findings=findings, **reading)
+    findings.refuse_errors(raw.source, but=("no_image_size",) if on_bad_image == "skip" else ())
+    return raw
+
+
+def _find_train(dataset_dir: str | Path, **reading: Any) -> RawSplit | None:
     if "train" not in available_splits(dataset_dir, reading["format"], reading["paths"]):
+        return None
+    return read_split(dataset_dir, "train", **reading)
+
+
+def _read_train(dataset_dir: str | Path, split: str, **reading: Any) -> RawSplit:
+    train = _find_train(dataset_dir, **reading)
+    if train is None:
         raise InputError(f"{dataset_dir}: the label map of the {split} split is made from the train split, and there is none; "
                          "give the label map of the checkpoint")
-    return read_split(dataset_dir, "train", **reading)
+    return train
 
 
 def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:
