@@ -112,6 +112,7 @@ def check_before_data(config: RunConfig, hooks: Sequence[UserHook]) -> list[Wish
 def assemble_hooks(config: RunConfig, data: RunData, val_loader: Any, wishes: Sequence[Wish], **folder: bool) -> list:
     """Make all hooks of a run: the folder's first, the end's last."""
     settings = plain_dict(config)
+    settings["data"]["white_level"] = getattr(data.train_set, "white_level", None)  # so that evaluation and prediction know it
     metadata = {"args": settings, "model_config": plain_dict(data.architecture), "label_map": data.label_map.to_dict()}
     payload = partial(best_content, config=data.architecture, args=settings, label_map=data.label_map)
     if not wishes:  # users' hooks may publish metrics of their own

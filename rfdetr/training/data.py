@@ -1,7 +1,7 @@
 """The data of a run: the data set that its configuration names, or somebody's own, and the loaders."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
         train_set = OwnDataset.of(train_set, architecture, training=True, num_classes=config.model.num_classes)
     architecture = architecture_for(config, train_set.label_map)
     if val_set is None:
-        val_set = open_split(config.data, architecture, "val", train_set.label_map, raw=splits.get("val"))
+        data = replace(config.data, white_level=getattr(train_set, "white_level", None))  # one for all splits
+        val_set = open_split(data, architecture, "val", train_set.label_map, raw=splits.get("val"))
     else:
         val_set = OwnDataset.of(val_set, architecture, training=False, label_map=train_set.label_map)
     return RunData(train_set, val_set, architecture)
@@ -96,7 +97,8 @@ def check_data(config: DataConfig, input_size: tuple[int, int], num_queries: int
 
 
 def _reading(config: DataConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("white_level", "max_pixels", "val_fraction", "allow_outside")}
+    return {"white_level": config.white_level, "max_pixels": config.max_pixels, "val_fraction": config.val_fraction,
+            "allow_outside": config.allow_outside}
 
 
 def data_splits(config: DataConfig) -> tuple[str, ...]:

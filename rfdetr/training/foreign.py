@@ -44,7 +44,8 @@ def continue_from(trainer: Trainer, content: dict[str, Any]) -> None:
             hooks[hook.name] = {"num_updates": math.ceil(10 * hook.tau), "average": average.state_dict()}
     state = trainer.state_dict()
     step = content["epoch"] * trainer.steps_per_epoch
-    trainer.load_state_dict({**state, "epoch": content["epoch"], "step": step, "epoch_step": 0, "hooks": hooks, "rng": []})
-    logger.warning("resuming from a checkpoint of %s: its weights, %sand its %d finished epochs are taken. It lacks, or holds in a "
-                   "form that does not fit: optimizer moments, best values, patience, random numbers; they start afresh",
+    trainer.load_state_dict({**state, "epoch": content["epoch"], "step": step, "epoch_step": 0, "hooks": hooks, "rng": [],
+                             "plan": None})  # so that the schedule is moved to that step
+    logger.warning("resuming from a checkpoint of %s: its weights, %sand its %d finished epochs are taken. It lacks, or holds in "
+                   "a form that does not fit: optimizer moments, best values, patience, random numbers; they start afresh",
                    content["foreign"], "their average, " if hooks else "", content["epoch"])

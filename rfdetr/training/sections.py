@@ -94,7 +94,7 @@ class DataConfig:
     """An image that cannot be read stops the run, or is named, counted and left out; evaluation counts its objects as missed."""
     max_bad_images: float = 0.1
     """Share of the images that may be bad, with on_bad_image skip, before the run stops all the same."""
-    max_pixels: int = 180_000_000
+    max_pixels: int = 178956970
     """Pixels of an image above which it is a bad one; what it decodes to would take three times as many bytes."""
     white_level: int | None = None
     """Value of white in images of more than 8 bits, such as 4095 (default: what the files say or the train split shows)."""

@@ -25,8 +25,8 @@ def weights(small):
 
 def write(kind: str, path, weights) -> None:
     if kind == "legacy":
-        content = {"model": weights[0], "ema_model": weights[1], "optimizer": {"state": {}, "param_groups": []}, "lr_scheduler": {},
-                   "epoch": 1, "args": argparse.Namespace(num_classes=1, class_names=["box"])}
+        content = {"model": weights[0], "ema_model": weights[1], "optimizer": {"state": {}, "param_groups": []},
+                   "lr_scheduler": {}, "epoch": 1, "args": argparse.Namespace(num_classes=1, class_names=["box"])}
     else:
         content = {"state_dict": {f"model.{name}": tensor for name, tensor in weights[0].items()}, "epoch": 1, "global_step": 10,
                    "pytorch-lightning_version": "2.5.0", "optimizer_states": [], "lr_schedulers": [],
