@@ -19,7 +19,7 @@ from rfdetr.data.shards import find_shards
 from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
 from rfdetr.datacheck.fix import check_target
 from rfdetr.datacheck.sheet import draw_sheet
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import DetectorConfig, RunConfig
@@ -80,10 +80,10 @@ def validate(argv: Sequence[str] | None = None, *, split: str = "val") -> ExitCo
     set_defaults(RunConfig, parser, checkpoint["args"])
     arguments = parse(RunConfig, parser, argv)
     config = make_config(RunConfig, parser, arguments)
-    with process_group(choose_device(config)):
+    with process_group(choose_device(config), config.train.timeout_minutes):
         content = evaluate_checkpoint(checkpoint, config, arguments.split, use_ema=arguments.use_ema)
         if is_main_process():
-            sys.stdout.write(evaluation_tables(content, arguments.split, config.eval.max_dets) + "\n")
+            sys.stdout.write(printable(evaluation_tables(content, arguments.split, config.eval.max_dets)) + "\n")
             if "output" in arguments:
                 write_json(Path(arguments.output), {"checkpoint": arguments.checkpoint, "split": arguments.split, **content})
     return ExitCode.DONE
@@ -166,7 +166,7 @@ def check(argv: Sequence[str] | None = None) -> ExitCode:
     data = replace(config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments})
     input_size, num_queries = _model_limits(config.model, arguments.get("resolution"))
     found = check_data(data, input_size, num_queries, quick=arguments.quick, decode=arguments.decode)
-    sys.stdout.write(to_text(found) + "\n")
+    sys.stdout.write(printable(to_text(found)) + "\n")
     if "output" in arguments:
         folder = Path(arguments.output)
         write_json(folder / "check.json", to_dict(found))

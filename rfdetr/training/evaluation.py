@@ -63,7 +63,7 @@ def evaluate(
     """
     content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
     config = config_of(content, settings)
-    with shown_log(), process_group(choose_device(config)):
+    with shown_log(), process_group(choose_device(config), config.train.timeout_minutes):
         return evaluate_checkpoint(content, config, split, use_ema=use_ema)
 
 

@@ -1,16 +1,27 @@
 """The whole life of a run, from its configuration to its last file."""
 
+import gc
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.distributed import barrier, process_group
+from engine.watch import restart_count, watch
 from rfdetr.training.assemble import build_trainer
 from rfdetr.training.command_line import bad_input, shown_log
 from rfdetr.training.config import RunConfig
 from rfdetr.training.device import choose_device
 from rfdetr.training.run_folder import check_folder, check_same_run, read_resume_state
 from rfdetr.training.standard_hooks import UserHook
+
+logger = logging.getLogger(__name__)
+
+MAX_ROLLBACKS = 3
+SEED_STEP = 1_000_003  # from the seed of one attempt to that of the next
+STOPPED = "stopped"  # the note that a run was stopped in good order
+CHECKPOINT_FILES = "checkpoint*.pth"
 
 
 def train(
@@ -31,16 +42,52 @@ def train(
     Raises:
         InputError: something that its user can put right; nothing was written.
         FloatingPointError: too many updates in a row were not finite.
+        PeerError: another process failed.
     """
     folder = Path(config.train.output_dir)
-    with shown_log(), process_group(choose_device(config)):
+    with shown_log(), process_group(choose_device(config), config.train.timeout_minutes):
+        if (stopped := watch().board.get(STOPPED, lasting=True)) is not None:
+            logger.warning("not started again by torchrun: %s", stopped)
+            return {"status": "interrupted", "stop_reason": stopped}
+        resume, overwrite = _after_a_restart(folder, resume, overwrite)
         check_folder(folder, resume=resume, overwrite=overwrite)
         barrier()  # every process has looked before the first one writes anything
-        state = read_resume_state(folder, resume)
-        trainer = build_trainer(config, hooks, overwrite=overwrite, resumed=state is not None, **parts)
-        if state is not None:
-            check_same_run(state, trainer.hooks[0].metadata)
-            with bad_input("--resume: the checkpoint does not fit the settings of this run: "):
-                trainer.load_state_dict(state)
-        trainer.train()
-        return trainer.hooks[-1].results
+        for attempt in range(MAX_ROLLBACKS + 1):
+            try:
+                return _train(_reseeded(config, attempt), hooks, resume=resume, overwrite=overwrite, **parts)
+            except FloatingPointError as error:
+                can_roll_back = config.train.on_bad_steps == "rollback" and attempt < MAX_ROLLBACKS
+                if not can_roll_back or read_resume_state(folder, "auto") is None:
+                    raise
+                logger.warning("%s. Rolling back to the last checkpoint, with other randomness (%d of at most %d times)", error,
+                               attempt + 1, MAX_ROLLBACKS)
+            gc.collect()  # the loader's processes and the model of the failed attempt
+            resume, overwrite = "auto", False
+
+
+def _train(config: RunConfig, hooks: Sequence[UserHook], *, resume: str | None, overwrite: bool, **parts: Any) -> dict[str, Any]:
+    state = read_resume_state(Path(config.train.output_dir), resume)
+    trainer = build_trainer(config, hooks, overwrite=overwrite, resumed=state is not None, **parts)
+    if state is not None:
+        check_same_run(state, trainer.hooks[0].metadata)
+        with bad_input("--resume: the checkpoint does not fit the settings of this run: "):
+            trainer.load_state_dict(state)
+    trainer.train()
+    if trainer.interrupted:
+        watch().board.put(STOPPED, trainer.stop_reason, lasting=True)
+    return trainer.hooks[-1].results
+
+
+def _after_a_restart(folder: Path, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
+    """Return what to do in a folder: where torchrun has started the processes again, go on with the run that they had begun."""
+    if restart_count() == 0 or not watch().was_begun(folder):
+        return resume, overwrite
+    if any(folder.glob(CHECKPOINT_FILES)):
+        logger.warning("started again by torchrun: going on as with --resume auto")
+        return "auto", False
+    return resume, resume is None  # files of a run that had not saved anything
+
+
+def _reseeded(config: RunConfig, attempt: int) -> RunConfig:
+    """Return the configuration with other randomness for each attempt after the first."""
+    return replace(config, train=replace(config.train, seed=config.train.seed + attempt * SEED_STEP))
