@@ -296,6 +296,7 @@ class Trainer:
 
     def _train_step(self, batches: list) -> None:
         for hook in self.hooks:
+            doing(f"before_step of {hook.name}")
             hook.before_step(self, batches)
             if overrides(hook, "before_step"):
                 check_targets(batches, f"before_step of {type(hook).__name__}")

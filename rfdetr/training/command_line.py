@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from torch.distributed import is_torchelastic_launched
+
 from engine import CheckpointError
 from engine.watch import EXIT_CODE as PEER_EXIT_CODE
 from engine.watch import PeerError
@@ -40,7 +42,8 @@ def run_tool(main: Callable[[], ExitCode]) -> None:
         code, message = ExitCode.NON_FINITE, error
     except PeerError as error:
         _report(error)
-        time.sleep(2 * SECONDS_FOR_THE_FIRST)  # torchrun names the process that ends first, which is to be the one that failed
+        if is_torchelastic_launched():  # it names the process that ends first, which is to be the one that failed
+            time.sleep(2 * SECONDS_FOR_THE_FIRST)
         sys.exit(ExitCode.PEER_FAILED)
     else:
         sys.exit(code)
