@@ -25,7 +25,7 @@ from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import DetectorConfig, RunConfig
 from rfdetr.training.data import check_data
 from rfdetr.training.device import choose_device
-from rfdetr.training.evaluation import evaluate_checkpoint
+from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
 from rfdetr.training.parsing import make_config, make_parser, parse, set_defaults
 from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
 from rfdetr.training.run import train
@@ -77,7 +77,7 @@ def validate(argv: Sequence[str] | None = None, *, split: str = "val") -> ExitCo
     parser.add_argument("--output", default=SUPPRESS, help="JSON file for all numbers")
     _check_model_flags(argv)
     checkpoint = read_checkpoint(_checkpoint_path(argv)) if not {"-h", "--help"} & set(argv) else {"args": {}}
-    set_defaults(RunConfig, parser, checkpoint["args"])
+    set_defaults(RunConfig, parser, trusted_settings(checkpoint["args"]))
     arguments = parse(RunConfig, parser, argv)
     config = make_config(RunConfig, parser, arguments)
     with process_group(choose_device(config), config.train.timeout_minutes):
