@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from engine.bad_steps import BadStepCounter
 from engine.batches import BatchStream, WaitingEnded, check_targets, image_ids, samples_per_batch
 from engine.device import resolve_device, use_device
-from engine.distributed import any_rank, gather_objects, rank, world_size
+from engine.distributed import any_rank, barrier, gather_objects, rank, world_size
 from engine.evaluate import EvalModels
 from engine.hook import Hook, checked, overrides
 from engine.loss import total_loss, window_normalizer
@@ -166,6 +166,7 @@ class Trainer:
             self._train_epoch()
         self._call("after_train")
         if self._error is not None:
+            barrier()  # until the main process has saved
             raise self._error
 
     def stop(self, reason: str) -> None:

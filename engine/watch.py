@@ -25,7 +25,7 @@ from torch import distributed as dist
 
 EXIT_CODE = 6  # of a process that ends for another one's sake, or because nothing moved
 POLL_SECONDS = 1.0
-GRACE_SECONDS = 5.0  # for the main thread to notice by itself that another rank has failed
+GRACE_SECONDS = 20.0  # for the main thread to finish what it does, and to notice by itself that another rank has failed
 STORE_TIMEOUT = datetime.timedelta(seconds=30)
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Watch(threading.Thread):
         self._heartbeat: Path | None = None
         self._parent = os.getppid() if dist.is_torchelastic_launched() else None
         self._closed = threading.Event()
-        self._store_is_gone = False
+        self._store_is_gone = self._is_ending = False
         self._reported: float | None = None  # when nothing moved, the `since` that was reported
 
     def begin(self, folder: Path) -> None:
@@ -104,7 +104,11 @@ class Watch(threading.Thread):
         return self.board.get(f"begun {folder.resolve()}", lasting=True) is not None
 
     def announce(self, error: BaseException) -> dict[str, Any]:
-        """Tell the other ranks why this one fails; return what the first rank to fail has told."""
+        """Tell the other ranks why this one fails; return what the first rank to fail has told.
+
+        From now on this rank ends by itself, when it has closed its files.
+        """
+        self._is_ending = True
         if isinstance(error, PeerError):  # old news
             return {"rank": self.rank}
         what = "lost contact to another process, which was ended or cannot be reached" if is_lost_contact(error) else describe(error)
@@ -139,10 +143,11 @@ class Watch(threading.Thread):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _end_with_others(self) -> None:
-        if self.world_size == 1 or self._store_is_gone or (note := self.board.get("failure")) is None:
+        if self.world_size == 1 or self._store_is_gone or self._is_ending or (note := self.board.get("failure")) is None:
             return
         failure = json.loads(note)
-        if failure["rank"] != self.rank and not self._closed.wait(0 if failure.get("stuck") else GRACE_SECONDS):
+        is_over = self._closed.wait(0 if failure.get("stuck") else GRACE_SECONDS)
+        if failure["rank"] != self.rank and not is_over and not self._is_ending:
             self._end(f"rank {failure['rank']} failed, so this one ends: {failure['what']}", with_stack=failure.get("stuck", False))
 
     def _look_for_movement(self) -> None:

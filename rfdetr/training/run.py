@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ROLLBACKS = 3
 SEED_STEP = 1_000_003  # from the seed of one attempt to that of the next
-STOPPED = "stopped"  # the note that a run was stopped in good order
+STOPPED = "stopped"  # the note that a run was stopped in good order, for good
 CHECKPOINT_FILES = "checkpoint*.pth"
 
 
@@ -73,7 +73,7 @@ def _train(config: RunConfig, hooks: Sequence[UserHook], *, resume: str | None, 
         with bad_input("--resume: the checkpoint does not fit the settings of this run: "):
             trainer.load_state_dict(state)
     trainer.train()
-    if trainer.interrupted:
+    if trainer.interrupted and not trainer.stop_reason.endswith("SIGTERM"):  # with that torchrun ends what it starts anew
         watch().board.put(STOPPED, trainer.stop_reason, lasting=True)
     return trainer.hooks[-1].results
 

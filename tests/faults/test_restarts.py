@@ -20,7 +20,7 @@ from rfdetr.errors import InputError
 from rfdetr.training import RunConfig, train
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 100
+SECONDS = 200
 
 HOOKS = """
 import os, signal
