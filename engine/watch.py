@@ -26,6 +26,7 @@ from torch import distributed as dist
 EXIT_CODE = 6  # of a process that ends for another one's sake, or because nothing moved
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 20.0  # for the main thread to finish what it does, and to notice by itself that another rank has failed
+LOST_CONTACT = "lost contact to another process, which was ended or cannot be reached"
 STORE_TIMEOUT = datetime.timedelta(seconds=30)
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Watch(threading.Thread):
         self._is_ending = True
         if isinstance(error, PeerError):  # old news
             return {"rank": self.rank}
-        what = "lost contact to another process, which was ended or cannot be reached" if is_lost_contact(error) else describe(error)
+        what = LOST_CONTACT if is_lost_contact(error) else describe(error)
         return self._tell({"rank": self.rank, "what": f"{what} (step {_activity.step}, {_activity.phase})"})
 
     def close(self) -> None:
@@ -148,7 +149,7 @@ class Watch(threading.Thread):
         failure = json.loads(note)
         is_over = self._closed.wait(0 if failure.get("stuck") else GRACE_SECONDS)
         if failure["rank"] != self.rank and not is_over and not self._is_ending:
-            self._end(f"rank {failure['rank']} failed, so this one ends: {failure['what']}", with_stack=failure.get("stuck", False))
+            self._end(f"rank {failure['rank']} failed, so this one ends: {failure['what']}", with_stack="stuck" in failure)
 
     def _look_for_movement(self) -> None:
         since = _activity.since

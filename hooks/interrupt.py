@@ -22,7 +22,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "S
 
 
 class InterruptHook(Hook):
-    """Stop after the current step on SIGTERM, SIGINT, SIGUSR1 or SIGHUP, or after `max_hours`, so that a checkpoint can be written.
+    """Stop after the current step on SIGTERM, SIGINT, SIGUSR1 or SIGHUP, or after `max_hours`, so that a checkpoint is written.
 
     A signal to any rank stops all at the same step; one that waits for data waits no longer. A second SIGINT raises
     KeyboardInterrupt at once. SIGHUP is left alone where it is ignored, as under nohup.

@@ -70,8 +70,8 @@ def main() -> ExitCode:
         hooks = [Fault(), InterruptHook(), CheckpointHook()]
         made = make_trainer(FOLDER, rank=rank(), world_size=world_size())
         loader = FaultyLoader(made.train_loader)
-        trainer = type(made)(made.unwrapped_model, made.criterion, made.optimizer, loader, max_epochs=4, hooks=hooks, device="cpu",
-                             output_dir=FOLDER)
+        trainer = type(made)(made.unwrapped_model, made.criterion, made.optimizer, loader, max_epochs=4, hooks=hooks,
+                             device="cpu", output_dir=FOLDER)
         trainer.train()
         own = weights(trainer)
         same = all(torch.equal(own, other) for other in gather_objects(own))

@@ -15,7 +15,8 @@ from rfdetr.training.command_line import run_tool
 from rfdetr.training.evaluation import config_of, logger
 from rfdetr.training.parsing import plain_dict
 
-BILLION = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+BILLION = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
 
 
 @pytest.mark.parametrize("text", [
@@ -27,9 +28,11 @@ BILLION = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '
     "data: {augment: " + "[" * 50 + "]" * 50 + "}\n",
     "data: {augment: " + "[" * 100_000 + "]" * 100_000 + "}\n",
     "# " + "x" * 2**20 + "\n",
-    "train: null\n", "train: {epochs: null}\n", "train: {epochs: [1]}\n", "train: {max_hours: .nan}\n", "hooks: {a: 1}\n", "- 1\n", "",
+    "train: null\n", "train: {epochs: null}\n", "train: {epochs: [1]}\n", "train: {max_hours: .nan}\n", "hooks: {a: 1}\n",
+    "- 1\n", "",
     "train: {seed: !!python/object/apply:os.system ['echo run >&2']}\n",
-    "data: {dataset_dir: 2020-13-45}\n", "train: {1: 2}\n", "? [a]\n: 1\n", "\x00", "model: {variant: \"\\e[31mred\"}\n",
+    "data: {dataset_dir: 2020-13-45}\n", "train: {1: 2}\n", "? [a]\n: 1\n", "\x00",
+    "model: {variant: \"\\e[31mred\"}\n",
 ], ids=range(21))
 def test_a_hostile_file_is_refused_at_once(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
@@ -44,8 +47,9 @@ def test_anchors_in_an_ordinary_measure_are_read(tmp_path):
     assert RunConfig.from_yaml(tmp_path / "run.yaml").optim.lr_encoder == 1e-3
 
 
-ODD = (None, True, -1, 10**18, 2**63, 1e308, float("nan"), float("inf"), "", "x", "\x1b[31m", "../..", "s3://a", [], {}, [1], {"a": 1},
-       [[[]]], "9" * 3000, [None], {"class_path": "os.system"}, [{"class_path": "os.system", "init_args": {"command": "false"}}],
+ODD = (None, True, -1, 10**18, 2**63, 1e308, float("nan"), float("inf"), "", "x", "\x1b[31m", "../..", "s3://a", [], {}, [1],
+       {"a": 1}, [[[]]], "9" * 3000, [None], {"class_path": "os.system"},
+       [{"class_path": "os.system", "init_args": {"command": "false"}}],
        "2020-01-01", "é", "null", 3.5, "1e3")
 
 
@@ -56,7 +60,8 @@ def test_mutated_configurations_are_refused_or_read(tmp_path, count):
         content = plain_dict(RunConfig())
         section = generator.choice([name for name, values in content.items() if values])
         content[section][generator.choice(list(content[section]))] = generator.choice(ODD)
-        content[generator.choice([section, section, generator.choice(list(content))])] = generator.choice([content[section], *ODD])
+        place = generator.choice([section, section, generator.choice(list(content))])
+        content[place] = generator.choice([content[place], *ODD])
         written = bytearray(yaml.safe_dump(content).encode())
         for _ in range(generator.choice([0, 0, 3])):
             written[generator.randrange(len(written))] = generator.randrange(256)
@@ -67,8 +72,8 @@ def test_mutated_configurations_are_refused_or_read(tmp_path, count):
             pass
 
 
-@pytest.mark.parametrize("class_path", ["os.system", "subprocess.Popen", "builtins.eval", "antigravity.webbrowser", "functools.partial",
-                                        "torch.load", "torch.hub.load", "torch.utils.cpp_extension.load_inline", "numpy.fromfile",
+@pytest.mark.parametrize("class_path", ["os.system", "subprocess.Popen", "builtins.eval", "antigravity.webbrowser",
+                                        "functools.partial", "torch.load", "torch.hub.load", "torch.utils.cpp_extension.load_inline", "numpy.fromfile",
                                         "rfdetr.errors.InputError", "torchvision.transforms.v2.functional.resize"])
 def test_what_is_no_transform_is_not_called(class_path):
     with pytest.raises(InputError, match=r"data\.augment: .* (no transforms|not a class of transforms)"):
@@ -90,7 +95,8 @@ def warnings(caplog):
 
 
 @pytest.mark.parametrize("data", [
-    {"dataset_dir": "reference://x"}, {"dataset_dir": "s3://bucket/x"}, {"dataset_dir": "file:///etc"}, {"dataset_dir": "simplecache::zip://x"},
+    {"dataset_dir": "reference://x"}, {"dataset_dir": "s3://bucket/x"}, {"dataset_dir": "file:///etc"},
+    {"dataset_dir": "simplecache::zip://x"},
     {"dataset_dir": "data", "splits": {"val": {"annotations": "../../a.json", "images": "x"}}},
     {"dataset_dir": "data", "splits": {"val": {"annotations": "a.json", "images": "/etc"}}},
     {"dataset_dir": "data", "splits": {"val": {"annotations": "a.json", "images": "s3://x"}}},
@@ -106,13 +112,16 @@ def test_places_elsewhere_are_not_taken_from_a_checkpoint(warnings, data):
 
 def test_settings_of_a_checkpoint_make_and_import_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = {"data": {"dataset_dir": "data", "format": "shapes", "augment": [{"class_path": "os.system"}]}, "hooks": [{"class_path": "os.x"}]}
+    args = {"data": {"dataset_dir": "data", "format": "shapes", "augment": [{"class_path": "os.system"}]},
+            "hooks": [{"class_path": "os.x"}]}
     config = config_of({"args": args}, {})
     assert (config.data.dataset_dir, config.data.format, config.data.augment, config.hooks) == ("data", "auto", "default", ())
 
 
-@pytest.mark.parametrize("args", [None, [], 3, {"data": 3}, {"data": {"dataset_dir": 5}}, {"data": {"splits": [1]}}, {"train": {"epochs": "x"}},
-                                  {"model": {"variant": torch.zeros(3)}}, {"loss": {"cls": {"a": []}}}])
+@pytest.mark.parametrize("args", [
+    None, [], 3, {"data": 3}, {"data": {"dataset_dir": 5}}, {"data": {"splits": [1]}}, {"train": {"epochs": "x"}},
+    {"model": {"variant": torch.zeros(3)}}, {"loss": {"cls": {"a": []}}},
+])
 def test_odd_settings_of_a_checkpoint_are_refused_or_left_out(args):
     try:
         config_of({"args": args}, {})

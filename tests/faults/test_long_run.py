@@ -47,7 +47,8 @@ def test_many_steps_with_four_workers_are_flat(tmp_path):
         folder.mkdir(parents=True)
         for number in range(num_images):
             Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        content = {"images": [{"id": number, "file_name": f"{number}.png", "height": 64, "width": 64} for number in range(num_images)],
+        content = {"images": [{"id": number, "file_name": f"{number}.png", "height": 64, "width": 64}
+                              for number in range(num_images)],
                    "annotations": [{"id": number, "image_id": number, "category_id": 1, "bbox": [8, 8, 40, 40], "area": 1600}
                                    for number in range(num_images)],
                    "categories": [{"id": 1, "name": "thing"}]}

@@ -45,7 +45,8 @@ def place(tmp_path_factory) -> Path:
     for split, num_images in (("train", 8), ("valid", 1)):
         (folder / "data" / split).mkdir(parents=True)
         for number in range(num_images):
-            Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "data" / split / f"{number}.png")
+            picture = Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+            picture.save(folder / "data" / split / f"{number}.png")
         content = {
             "images": [{"id": number, "file_name": f"{number}.png", "height": 64, "width": 64} for number in range(num_images)],
             "annotations": [{"id": number, "image_id": number, "category_id": 1, "bbox": [8, 8, 40, 40], "area": 1600}
@@ -66,8 +67,8 @@ def place(tmp_path_factory) -> Path:
 
 def torchrun(place: Path, output: Path, *argv: str, processes: int = 1, restarts: int = 0) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-               f"--max-restarts={restarts}", "--monitor-interval=0.1", str(ROOT / "tools" / "train.py"), "--cfg", str(place / "run.yaml"),
-               "--train.output_dir", str(output), *argv]
+               f"--max-restarts={restarts}", "--monitor-interval=0.1", str(ROOT / "tools" / "train.py"), "--cfg",
+               str(place / "run.yaml"), "--train.output_dir", str(output), *argv]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
 
@@ -136,8 +137,8 @@ def test_bad_updates_are_rolled_back_at_most_three_times(place, tmp_path, attemp
 
 
 def test_without_a_checkpoint_nothing_is_rolled_back(place, tmp_path):
-    config = RunConfig.from_yaml(place / "run.yaml", train={"output_dir": str(tmp_path), "max_bad_steps": 2, "on_bad_steps": "rollback",
-                                                           "save_every_steps": 0})
+    config = RunConfig.from_yaml(place / "run.yaml", train={"output_dir": str(tmp_path), "max_bad_steps": 2,
+                                                           "on_bad_steps": "rollback", "save_every_steps": 0})
     with pytest.raises(FloatingPointError):
         train(config, [Poison(1, 1)])
 
@@ -154,7 +155,8 @@ class Sleeper(Hook):
         time.sleep(1000)
 
 if __name__ == "__main__":
-    config = RunConfig.from_yaml(sys.argv[1], data={"num_workers": 2, "start_method": sys.argv[3]}, train={"output_dir": sys.argv[2]})
+    config = RunConfig.from_yaml(sys.argv[1], data={"num_workers": 2, "start_method": sys.argv[3]},
+                                 train={"output_dir": sys.argv[2]})
     build_trainer(config, [Sleeper()]).train()
 """
 
