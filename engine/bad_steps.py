@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine.distributed import gather_objects, is_main_process
 from engine.precision import FINE, OVERFLOW
+from engine.watch import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ class BadStepCounter:
     that. Every rank reads the same verdicts at the same steps.
 
     Args:
-        max_in_a_row: so many bad updates in a row raise FloatingPointError; those that only search for fp16's loss scale count
+        max_in_a_row: so many bad updates in a row raise NonFiniteError; those that only search for fp16's loss scale count
             in `total` alone.
         file: gets a line of JSON for each bad update.
     """
@@ -66,7 +67,7 @@ class BadStepCounter:
         names = self._write(step, [int(image_id) for image_id in image_ids], bool(is_loss_bad))
         logger.warning("step %d: the gradient is not finite, update skipped (%d so far); image ids %s", step, self.total, names)
         if self.in_a_row >= self.max_in_a_row:
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"{self.in_a_row} updates in a row had non-finite gradients, the last at step {step} with image ids {names}. "
                 "The weights were not touched by them and the last checkpoint is good; lower the learning rate, use precision "
                 "bf16 or fp32, or look at these images"

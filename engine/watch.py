@@ -36,6 +36,10 @@ class PeerError(RuntimeError):
     """Another rank failed or does not answer; the message says which, in what, and why."""
 
 
+class NonFiniteError(FloatingPointError):
+    """Too many updates in a row were not finite: all ranks know it at the same step."""
+
+
 class Activity:
     """What the main thread is doing, for other threads to read."""
 
@@ -109,8 +113,8 @@ class Watch(threading.Thread):
 
         From now on this rank ends by itself, when it has closed its files.
         """
-        self._is_ending = True
-        if isinstance(error, PeerError):  # old news
+        self._is_ending = not isinstance(error, NonFiniteError)  # after which a run may go on from its last checkpoint
+        if isinstance(error, (PeerError, NonFiniteError)):  # no news
             return {"rank": self.rank}
         what = LOST_CONTACT if is_lost_contact(error) else describe(error)
         return self._tell({"rank": self.rank, "what": f"{what} (step {_activity.step}, {_activity.phase})"})

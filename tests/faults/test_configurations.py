@@ -73,7 +73,8 @@ def test_mutated_configurations_are_refused_or_read(tmp_path, count):
 
 
 @pytest.mark.parametrize("class_path", ["os.system", "subprocess.Popen", "builtins.eval", "antigravity.webbrowser",
-                                        "functools.partial", "torch.load", "torch.hub.load", "torch.utils.cpp_extension.load_inline", "numpy.fromfile",
+                                        "functools.partial", "torch.load", "torch.hub.load",
+                                        "torch.utils.cpp_extension.load_inline", "numpy.fromfile",
                                         "rfdetr.errors.InputError", "torchvision.transforms.v2.functional.resize"])
 def test_what_is_no_transform_is_not_called(class_path):
     with pytest.raises(InputError, match=r"data\.augment: .* (no transforms|not a class of transforms)"):

@@ -34,6 +34,14 @@ class KilledOnce(Hook):
             file.write(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}:{trainer.step} ")
         if trainer.step == 3 and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
+
+class PoisonedTwice(Hook):
+    attempt = 0
+    def before_train(self, trainer):
+        PoisonedTwice.attempt += 1
+    def before_optimizer_step(self, trainer):
+        if trainer.step == 2 and self.attempt <= 2 and os.environ["RANK"] == "1":
+            next(trainer.unwrapped_model.parameters()).grad.fill_(float("nan"))
 """
 
 
@@ -100,6 +108,15 @@ def test_a_rank_without_validation_images(place, tmp_path):
     done = torchrun(place, tmp_path / "run", processes=2)
     assert done.returncode == 0, done.stderr
     assert "val/mAP_50_95" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_two_ranks_roll_back_together(place, tmp_path):
+    hooks = '[{"class_path": "fault_hooks.PoisonedTwice"}]'
+    done = torchrun(place, tmp_path / "run", "--hooks", hooks, "--train.on_bad_steps", "rollback", "--train.max_bad_steps", "1",
+                    processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "with other randomness (2 of at most 3 times)" in done.stderr
+    assert len((tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()) == 2
 
 
 class Poison(Hook):
