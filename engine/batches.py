@@ -22,6 +22,10 @@ def samples_per_batch(train_loader: Iterable) -> int | None:
     return getattr(getattr(train_loader, "batch_sampler", None), "samples_per_batch", None)
 
 
+class WaitingEnded(BaseException):
+    """Raised by a signal handler to end the waiting for a batch; no Exception, which a loader might take for its own."""
+
+
 class BatchStream:
     """Iterate windows of `grad_accum_steps` batches of one epoch, starting at batch `start_batch`.
 
@@ -33,6 +37,7 @@ class BatchStream:
         self.train_loader = train_loader
         self.device = device
         self.seconds = 0.0  # waited for batches, in all
+        self.is_waiting = False
         self._batches: Iterator[Any] = iter(())
 
     def start(self, epoch: int, start_batch: int) -> None:
@@ -48,7 +53,11 @@ class BatchStream:
             RuntimeError: the loader ends early, which means that its `len` is wrong.
         """
         started = time.perf_counter()
-        window = list(islice(self._batches, size))
+        self.is_waiting = True
+        try:
+            window = list(islice(self._batches, size))
+        finally:
+            self.is_waiting = False
         self.seconds += time.perf_counter() - started
         if len(window) < size:
             raise RuntimeError(f"the train loader ended early: its len() is {len(self.train_loader)} batches")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine.device import resolve_device, to_device
 from engine.precision import autocast, resolve_precision
 from engine.randomness import preserved_rng
+from engine.watch import doing
 
 
 class Metric(Protocol):
@@ -66,7 +67,9 @@ def evaluate(
     metric.reset()
     try:
         with torch.no_grad(), preserved_rng(device):
+            doing("evaluating")
             for samples, targets in data_loader:
+                doing("evaluating")
                 samples = to_device(samples, device)
                 with autocast(device, precision):
                     outputs = model(samples)

@@ -128,7 +128,7 @@ class Hook:
         """
 
     def after_train(self, trainer: Trainer) -> None:
-        """Run once, at the normal end or after `trainer.stop()`; not after an exception."""
+        """Run once, at the normal end or after a stop, and before an error of the train loader is raised; not after others."""
 
     def close(self) -> None:
         """Release files and processes; always runs, in reverse order of the hooks."""

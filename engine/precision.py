@@ -1,4 +1,4 @@
-"""Numeric precision of a run: choosing it, autocast, the gradient scaler, and an update that skips non-finite gradients."""
+"""Numeric precision of a run: choosing it, autocast, the gradient scaler, and updates that skip non-finite gradients."""
 
 import logging
 import platform
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+
+from engine.distributed import all_reduce_max
 
 logger = logging.getLogger(__name__)
 
@@ -61,70 +63,34 @@ def make_scaler(device: torch.device, precision: str) -> GradScaler:
     return GradScaler(device.type, enabled=precision == "fp16")
 
 
-def guarded_step(optimizer: Optimizer, scaler: GradScaler, grad_norm: Tensor) -> Tensor:
-    """Update the weights unless `grad_norm` is not finite; return whether the update was skipped, as a 0-dim bool tensor.
+FINE, OVERFLOW, BAD = 0, 1, 2  # verdicts about an update
 
-    Gradients are averaged over ranks before their norm is taken, so one bad rank makes the norm bad on all of them and
-    they agree without a message. With a fused optimizer nothing waits for the device: its kernel looks at the flag, our own or
-    the scaler's. For other optimizers the answer has to be known on the host, and the scaler waits for it inside of `step`.
+
+def judge(grad_norm: Tensor, loss: Tensor, scaler: GradScaler) -> Tensor:
+    """Return whether an update may be made: FINE, OVERFLOW (only the loss scale of fp16 was too large) or BAD, as a 0-dim tensor.
+
+    The worst over the ranks, so that all of them make the update or none does. Nothing waits for the device.
     """
-    skipped = ~torch.isfinite(grad_norm)
+    verdict = (~torch.isfinite(grad_norm)).to(loss.device, torch.float32) * BAD
     if scaler.is_enabled():
+        is_search = torch.isfinite(loss) & (scaler._get_scale_async() > 1)
+        verdict = torch.where(is_search, verdict.clamp(max=OVERFLOW), verdict)
+    return all_reduce_max(verdict)
+
+
+def guarded_step(optimizer: Optimizer, scaler: GradScaler, verdict: Tensor) -> None:
+    """Update the weights if the verdict is FINE.
+
+    With a fused optimizer nothing waits for the device: its kernel looks at the flag, our own or the scaler's. For other
+    optimizers the answer has to be known on the host, and the scaler waits for it inside of `step`.
+    """
+    if scaler.is_enabled():
+        for found in scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
+            found.copy_(verdict > FINE)  # the scaler looked before the hooks had the gradients, and on this rank alone
         scaler.step(optimizer)
         scaler.update()
     elif all(group.get("fused") for group in optimizer.param_groups):
-        optimizer.grad_scale, optimizer.found_inf = None, skipped.float()  # the hand-over that GradScaler itself uses
+        optimizer.grad_scale, optimizer.found_inf = None, (verdict > FINE).float()  # the hand-over that GradScaler itself uses
         optimizer.step()
-    elif not skipped.item():  # sync point
+    elif verdict.item() == FINE:  # sync point
         optimizer.step()
-    return skipped
-
-
-class BadStepCounter:
-    """Count skipped updates, and stop a run that makes no progress any more.
-
-    On CUDA a flag is read `lag` steps after it was made: the host waits only where it is further ahead of the device than that.
-    Every rank reads the same flags at the same steps.
-    """
-
-    def __init__(self, device: torch.device, max_in_a_row: int, lag: int = 8) -> None:
-        self.max_in_a_row = max_in_a_row
-        self.lag = lag if device.type == "cuda" else 0
-        self.total = 0
-        self.in_a_row = 0
-        self._pending: list[tuple[Tensor, torch.cuda.Event | None, int, list]] = []
-
-    def add(self, skipped: Tensor, step: int, image_ids: list) -> None:
-        """Note the flag of update number `step`; `image_ids`, values or tensors, are only read if the update was skipped."""
-        flag, event = skipped, None
-        if skipped.is_cuda:
-            flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-            flag.copy_(skipped, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending.append((flag, event, step, image_ids))
-        while len(self._pending) > self.lag:
-            self._read_oldest()
-
-    def flush(self) -> None:
-        """Read every flag that is still under way."""
-        while self._pending:
-            self._read_oldest()
-
-    def _read_oldest(self) -> None:
-        flag, event, step, image_ids = self._pending.pop(0)
-        if event is not None:
-            event.synchronize()
-        if not flag.item():
-            self.in_a_row = 0
-            return
-        self.total += 1
-        self.in_a_row += 1
-        names = [int(image_id) for image_id in image_ids]
-        logger.warning("step %d: the gradient is not finite, update skipped (%d so far); image ids %s", step, self.total, names)
-        if self.in_a_row >= self.max_in_a_row:
-            raise FloatingPointError(
-                f"{self.in_a_row} updates in a row had non-finite gradients, the last at step {step} with image ids {names}. "
-                "The weights were not touched by them and the last checkpoint is good; lower the learning rate, use precision "
-                "bf16 or fp32, or look at these images"
-            )

@@ -10,18 +10,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from engine.batches import BatchStream, check_targets, image_ids, samples_per_batch
+from engine.bad_steps import BadStepCounter
+from engine.batches import BatchStream, WaitingEnded, check_targets, image_ids, samples_per_batch
 from engine.device import resolve_device, use_device
-from engine.distributed import gather_objects, rank
+from engine.distributed import any_rank, barrier, gather_objects, rank, world_size
 from engine.evaluate import EvalModels
 from engine.hook import Hook, checked, overrides
 from engine.loss import total_loss, window_normalizer
 from engine.parallel import spread
-from engine.precision import BadStepCounter, autocast, guarded_step, make_scaler, resolve_precision
+from engine.precision import autocast, guarded_step, judge, make_scaler, resolve_precision
 from engine.randomness import rng_state, set_rng_state
 from engine.settings import fitted_state, go_to_step, parameter_names, plan_of
+from engine.watch import PeerError, Watch, describe, doing, watching
 
 logger = logging.getLogger(__name__)
+
+BAD_STEPS = "bad_steps.jsonl"
 
 _FIXED = {  # attributes that others were made from at construction -> what to do in place of assigning them
     **{
@@ -56,7 +60,8 @@ class Trainer:
         loss_normalize: "batch", every batch by its own box count; "window", all batches of a step, on all ranks, by their common
             count (`criterion` must have ``count_boxes(targets)`` and take ``num_boxes=``), so that accumulation
             gives the gradients of one big batch.
-        max_bad_steps: updates with non-finite gradients are skipped; that many in a row raise FloatingPointError.
+        max_bad_steps: updates with non-finite gradients are skipped on all ranks, and written to bad_steps.jsonl; that many in
+            a row raise FloatingPointError.
         eval_model: needed with a sharded model: its whole twin, which gets the current weights when training starts and after
             every epoch, and is what hooks find in ``eval_models["regular"]``.
 
@@ -116,7 +121,9 @@ class Trainer:
         self._batches = BatchStream(train_loader, self.device)
         self._parameter_names = parameter_names(self.unwrapped_model, optimizer)
         self._plan = plan_of(optimizer, self._parameter_names, lr_scheduler)
-        self._bad_steps = BadStepCounter(self.device, max_bad_steps)
+        self._bad_steps = BadStepCounter(self.device, max_bad_steps, self.output_dir / BAD_STEPS)
+        self._wish: str | None = None  # why this rank has to stop; the others are told at the next batch
+        self._error: Exception | None = None  # to be raised once the state is saved
         self._loaded_rng: dict[str, Any] | None = None
         self._publishing = False
 
@@ -135,25 +142,46 @@ class Trainer:
         """Updates skipped for non-finite gradients (on CUDA known some steps later)."""
         return self._bad_steps.total
 
+    @property
+    def is_waiting_for_data(self) -> bool:
+        return self._batches.is_waiting
+
     def train(self) -> None:
-        """Run from the current step to the end of `max_epochs`, or until `stop`."""
-        try:
-            self._parallel.refresh_eval_model()
-            self._call("before_train")
-            while self.epoch < self.max_epochs and self.stop_reason is None:
-                self._train_epoch()
-            self._call("after_train")
-        finally:
-            self._close_hooks()
+        """Run from the current step to the end of `max_epochs`, or until `stop`.
+
+        An error of the train loader is raised after the hooks have had `after_train`, so that nothing is lost; on the other ranks
+        it is a PeerError.
+        """
+        with watching(rank(), world_size()) as watch:
+            try:
+                self._train(watch)
+            except BaseException as error:
+                watch.announce(error)  # before hooks are closed, which may take long: others may be waiting for this rank
+                raise
+            finally:
+                self._close_hooks()
+
+    def _train(self, watch: Watch) -> None:
+        self._parallel.refresh_eval_model()
+        self._call("before_train")
+        watch.begin(self.output_dir)
+        while self.epoch < self.max_epochs and self.stop_reason is None:
+            self._train_epoch()
+        self._call("after_train")
+        if self._error is not None:
+            barrier()  # until the main process has saved
+            raise self._error
 
     def stop(self, reason: str) -> None:
         """End training after the current step (all ranks must call it at the same step); the first reason is kept."""
         self.stop_reason = self.stop_reason or reason
 
     def interrupt(self, reason: str) -> None:
-        """Stop, as something outside ends the run before its work is done: a signal, a time budget."""
-        self.interrupted = True
-        self.stop(reason)
+        """Ask all ranks to stop, as something outside ends the run before its work is done: a signal, a time budget.
+
+        Any rank may call it at any time, also from a signal handler. All stop before the next batch.
+        """
+        self._wish = self._wish or reason
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
         """Hand `metrics`, the same on all ranks, to every hook's `after_eval`.
@@ -249,6 +277,9 @@ class Trainer:
         return per_batch * self.grad_accum_steps if per_batch else None
 
     def _train_epoch(self) -> None:
+        if self._stops():  # asked for during an evaluation
+            return
+        doing("loading", self.step)
         self.model.train()
         self.criterion.train()
         self._batches.start(self.epoch, self.epoch_step * self.grad_accum_steps)
@@ -257,16 +288,48 @@ class Trainer:
             set_rng_state(self._loaded_rng, self.device)
             self._loaded_rng = None
         while self.epoch_step < self.steps_per_epoch and self.stop_reason is None:
-            self._train_step(self._batches.next_window(self.grad_accum_steps))
+            if (batches := self._load()) is not None:
+                self._train_step(batches)
         self._bad_steps.flush()
         if self.epoch_step == self.steps_per_epoch:
+            self._stops()  # known before an evaluation starts
             self.epoch, self.epoch_step = self.epoch + 1, 0
             self._parallel.refresh_eval_model()
             self._call("after_epoch")
 
+    def _load(self) -> list | None:
+        """Return the next window; None, on all ranks, where one of them has to stop or gets none."""
+        doing("loading", self.step)
+        before = rng_state(self.device)  # a loader in this process may draw for batches that are not trained on
+        batches = None
+        try:
+            batches = self._batches.next_window(self.grad_accum_steps)
+            check_targets(batches, "the train loader")
+        except WaitingEnded:
+            pass
+        except Exception as error:
+            self._error, self._wish = error, f"loading failed, {describe(error)}"
+        if not self._stops():
+            return batches
+        set_rng_state(before, self.device)
+        return None
+
+    def _stops(self) -> bool:
+        """Return whether this is the end, the same on all ranks: if any of them has been asked to stop, all do."""
+        if any_rank(self._wish is not None):
+            wishes = gather_objects((self._wish, self._error is not None))
+            origin, (reason, _) = next(pair for pair in enumerate(wishes) if pair[1][0] is not None)
+            failed = [index for index, (_, is_error) in enumerate(wishes) if is_error]
+            if failed and self._error is None:
+                self._error = PeerError(f"rank {failed[0]}, step {self.step}: {wishes[failed[0]][0]}")
+            self.interrupted = True
+            self.stop(self._wish or f"rank {origin}: {reason}")
+            logger.warning("stopping after step %d: %s", self.step, self.stop_reason)
+        return self.stop_reason is not None
+
     def _train_step(self, batches: list) -> None:
-        check_targets(batches, "the train loader")
         for hook in self.hooks:
+            doing(f"before_step of {hook.name}")
             hook.before_step(self, batches)
             if overrides(hook, "before_step"):
                 check_targets(batches, f"before_step of {type(hook).__name__}")
@@ -284,10 +347,12 @@ class Trainer:
     def _forward_backward(self, batch: Any, arguments: dict[str, Any], *, is_last: bool) -> dict[str, Tensor]:
         samples, targets = batch
         with self._parallel.gradient_sync(is_last):
+            doing("forward")
             with autocast(self.device, self.precision):
                 outputs = self.model(samples, targets)
             losses = self.criterion(outputs, targets, **arguments)
             loss = total_loss(self.criterion, losses)
+            doing("backward")
             self.scaler.scale(loss / self.grad_accum_steps).backward()
         self.num_images += len(targets)
         self._call("after_batch", batch, outputs)
@@ -301,16 +366,19 @@ class Trainer:
         if self.clip_grad_norm > 0:
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, self.grad_norm)
-        skipped = guarded_step(self.optimizer, self.scaler, self.grad_norm)
+        doing("updating")
+        verdict = judge(self.grad_norm, self.losses["loss"], self.scaler)
+        guarded_step(self.optimizer, self.scaler, verdict)
         self.optimizer.zero_grad()
         if self.lr_scheduler:
             self.lr_scheduler.step()
         self.step += 1
         self.epoch_step += 1
-        self._bad_steps.add(skipped, self.step, image_ids(batches))
+        self._bad_steps.add(verdict, self.losses["loss"], self.step, image_ids(batches))
 
     def _call(self, point: str, *arguments: Any) -> None:
         for hook in self.hooks:
+            doing(f"{point} of {hook.name}")
             getattr(hook, point)(self, *arguments)
 
     def _close_hooks(self) -> None:

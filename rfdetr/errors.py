@@ -1,5 +1,17 @@
-"""The error for anything a user can put right: the tools print its message alone and exit with code 2."""
+"""The error for anything a user can put right, and what may be shown of texts that come out of files."""
+
+import re
+
+MAX_TEXT = 50_000  # characters of one message
+# C0 without tab and newline, DEL, C1, marks that change the direction of writing, lone surrogates
+_NOT_FOR_TERMINALS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class InputError(ValueError):
     """Bad input from the user; the message says what is wrong, where it is and what to do about it."""
+
+
+def printable(text: str) -> str:
+    """Return a text that a terminal only shows: control characters escaped, and not endless."""
+    shortened = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} ... ({len(text):,} characters)"
+    return _NOT_FOR_TERMINALS.sub(lambda match: match[0].encode("unicode_escape").decode(), shortened)

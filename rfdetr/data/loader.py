@@ -3,6 +3,7 @@
 import gc
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -263,11 +264,19 @@ def _start_worker(worker_id: int) -> None:
     A signal to the whole process group (Ctrl-C, `timeout`, a cluster's scheduler) would otherwise end the workers before the main
     process has written its checkpoint.
     """
+    parent = multiprocessing.parent_process()  # under forkserver not the one of os.getppid
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     gc.freeze()  # what a forked worker has from its parent: collections would write to its pages, and so copy them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if CAN_TELL_SENDERS:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        threading.Thread(target=_end_when_the_parent_says_so, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_when_the_parent_says_so, args=(parent.pid,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.Process) -> None:
+    """End when the main process is gone, however that came about; a worker that is busy, or cannot hand over, would stay."""
+    parent.join()
+    os._exit(1)
 
 
 def _end_when_the_parent_says_so(parent: int) -> None:

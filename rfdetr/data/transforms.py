@@ -6,6 +6,7 @@ on its position in the run alone, and nobody else's draws are disturbed.
 
 import importlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -82,15 +83,26 @@ def _make_transform(step: dict) -> Callable:
     path = step.get("class_path")
     if unknown or not isinstance(path, str) or "." not in path:
         raise InputError(f"data.augment: {step} does not name a transform; give class_path (module and class) and init_args only")
-    module, _, name = path.rpartition(".")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"data.augment: there is no {path} ({error}); give the module and the class") from error
+    make = _find_transform(path)
     try:
         return make(**(step.get("init_args") or {}))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of whatever it was given
         raise InputError(f"data.augment: {path} does not accept {step.get('init_args')}: {error}") from error
+
+
+def _find_transform(path: str) -> type:
+    """Import a class whose objects can be called; a configuration names transforms, not any function that there is."""
+    module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package in sys.builtin_module_names:
+        raise InputError(f"data.augment: {path} is of Python's own library, which has no transforms")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's own module may raise anything
+        raise InputError(f"data.augment: there is no {path} ({error}); give the module and the class") from error
+    if not isinstance(found, type) or not any("__call__" in vars(base) for base in found.__mro__):
+        raise InputError(f"data.augment: {path} is not a class of transforms, whose objects are called with a sample")
+    return found
 
 
 def _checked(sample: dict) -> Sample:

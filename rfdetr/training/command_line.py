@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+from torch.distributed import is_torchelastic_launched
+
 from engine import CheckpointError
-from rfdetr.errors import InputError
+from engine.watch import EXIT_CODE as PEER_EXIT_CODE
+from engine.watch import PeerError
+from rfdetr.errors import InputError, printable
 
 SECONDS_FOR_THE_FIRST = 5  # that other processes leave the first one to report an error
 PACKAGES = ("rfdetr", "engine", "hooks")
@@ -24,6 +28,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 3
     NON_FINITE = 4
     SAVE_FAILED = 5  # the run went to its end, but its last state is not on the disk
+    PEER_FAILED = PEER_EXIT_CODE  # another process failed, or none moved any more
 
 
 def run_tool(main: Callable[[], ExitCode]) -> None:
@@ -36,14 +41,31 @@ def run_tool(main: Callable[[], ExitCode]) -> None:
         code, message = ExitCode.BAD_INPUT, error
     except FloatingPointError as error:
         code, message = ExitCode.NON_FINITE, error
+    except PeerError as error:
+        _report(error)
+        if is_torchelastic_launched():  # it names the process that ends first, which is to be the one that failed
+            time.sleep(2 * SECONDS_FOR_THE_FIRST)
+        sys.exit(ExitCode.PEER_FAILED)
     else:
         sys.exit(code)
     if not is_first:
         # what is wrong for all processes is reported by the first, upon which torchrun ends the others; a bad image of this
         # process alone has to be reported by it
         time.sleep(SECONDS_FOR_THE_FIRST)
-    sys.stderr.write(f"error: {message}\n")
+    _report(message)
     sys.exit(code)
+
+
+def _report(message: object) -> None:
+    sys.stderr.write(f"error: {printable(str(message))}\n")
+    sys.stderr.flush()
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Names out of files may hold anything; what reaches a terminal does not."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextmanager
@@ -54,7 +76,7 @@ def shown_log() -> Iterator[None]:
         yield
         return
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

@@ -19,13 +19,13 @@ from rfdetr.data.shards import find_shards
 from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
 from rfdetr.datacheck.fix import check_target
 from rfdetr.datacheck.sheet import draw_sheet
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import DetectorConfig, RunConfig
 from rfdetr.training.data import check_data
 from rfdetr.training.device import choose_device
-from rfdetr.training.evaluation import evaluate_checkpoint
+from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
 from rfdetr.training.parsing import make_config, make_parser, parse, set_defaults
 from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
 from rfdetr.training.run import train
@@ -78,13 +78,13 @@ def validate(argv: Sequence[str] | None = None, *, split: str = "val") -> ExitCo
     parser.add_argument("--output", default=SUPPRESS, help="JSON file for all numbers")
     _check_model_flags(argv)
     checkpoint = read_checkpoint(_checkpoint_path(argv)) if not {"-h", "--help"} & set(argv) else {"args": {}}
-    set_defaults(RunConfig, parser, checkpoint["args"])
+    set_defaults(RunConfig, parser, trusted_settings(checkpoint["args"]))
     arguments = parse(RunConfig, parser, argv)
     config = make_config(RunConfig, parser, arguments)
-    with process_group(choose_device(config)):
+    with process_group(choose_device(config), config.train.timeout_minutes):
         content = evaluate_checkpoint(checkpoint, config, arguments.split, use_ema=arguments.use_ema)
         if is_main_process():
-            sys.stdout.write(evaluation_tables(content, arguments.split, config.eval.max_dets) + "\n")
+            sys.stdout.write(printable(evaluation_tables(content, arguments.split, config.eval.max_dets)) + "\n")
             if "output" in arguments:
                 write_json(Path(arguments.output), {"checkpoint": arguments.checkpoint, "split": arguments.split, **content})
     return ExitCode.DONE
@@ -167,7 +167,7 @@ def check(argv: Sequence[str] | None = None) -> ExitCode:
     data = replace(config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments})
     input_size, num_queries = _model_limits(config.model, arguments.get("resolution"))
     found = check_data(data, input_size, num_queries, quick=arguments.quick, decode=arguments.decode)
-    sys.stdout.write(to_text(found) + "\n")
+    sys.stdout.write(printable(to_text(found)) + "\n")
     if "output" in arguments:
         folder = Path(arguments.output)
         write_json(folder / "check.json", to_dict(found))

@@ -1,9 +1,11 @@
 """Evaluate a split with given weights: at the end of a training, and of any checkpoint."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +16,16 @@ from engine.distributed import process_group
 from rfdetr.build import build_model, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import LabelMap
+from rfdetr.data.shards import is_address
 from rfdetr.evaluation import CocoMetrics, DetectionMetrics, absolute_targets, f1_sweep
 from rfdetr.training.command_line import shown_log
 from rfdetr.training.config import RunConfig
 from rfdetr.training.data import build_eval_loader, open_split
 from rfdetr.training.device import choose_device
-from rfdetr.training.parsing import make_config, make_parser, set_defaults
+from rfdetr.training.parsing import make_config, make_parser, plain_errors, set_defaults
 from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
+
+logger = logging.getLogger(__name__)
 
 COCO_MAX_DETS = 100  # of COCO's own tables
 
@@ -60,15 +65,40 @@ def evaluate(
     """
     content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
     config = config_of(content, settings)
-    with shown_log(), process_group(choose_device(config)):
+    with shown_log(), process_group(choose_device(config), config.train.timeout_minutes):
         return evaluate_checkpoint(content, config, split, use_ema=use_ema)
 
 
 def config_of(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a checkpoint's run, with other settings over it."""
     parser = make_parser(RunConfig, "")
-    set_defaults(RunConfig, parser, checkpoint["args"])
-    return make_config(RunConfig, parser, parser.parse_object(dict(settings)))
+    set_defaults(RunConfig, parser, trusted_settings(checkpoint["args"]))
+    with plain_errors():
+        arguments = parser.parse_object(dict(settings))
+    return make_config(RunConfig, parser, arguments)
+
+
+def trusted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is taken from a checkpoint's settings: they are data, so nothing in them is imported, fetched or made.
+
+    Data at an address, or outside of their folder, have to be named by the user.
+    """
+    settings = dict(settings) if isinstance(settings, Mapping) else {}
+    data = dict(settings["data"]) if isinstance(settings.get("data"), Mapping) else {}
+    data.pop("augment", None)  # may name classes
+    if data.get("format") == "shapes":  # would be drawn where they are missing
+        data["format"] = "auto"
+    for name, is_foreign in (("dataset_dir", is_address), ("splits", _leads_outside)):
+        if data.get(name) is not None and is_foreign(data[name]):
+            logger.warning("data.%s: %s is not taken from a checkpoint; if it is right, give it yourself: --data.%s", name,
+                           data.pop(name), name)
+    return {**settings, "data": data}
+
+
+def _leads_outside(splits: Any) -> bool:
+    splits = splits.values() if isinstance(splits, Mapping) else []
+    paths = [str(path) for given in splits if isinstance(given, Mapping) for path in given.values()]
+    return any(is_address(path) or Path(path).is_absolute() or ".." in Path(path).parts for path in paths)
 
 
 def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: str, *, use_ema: bool = False) -> dict[str, Any]:

@@ -60,6 +60,11 @@ class OwnDataset(Dataset):
         with seeded_globals(int(key.generator().integers(2**62))):
             return self._sample(key.index, key.size or self.image_size)
 
+    def sample_bytes(self, size: tuple[int, int] | None = None) -> float:
+        """Return about how many bytes a sample of (H, W) takes on its way out of a worker process."""
+        height, width = size or self.image_size
+        return 3 * 4 * height * width
+
     def share_memory(self) -> None:
         """Leave it to the data set how it reaches worker processes that are not forked."""
 

@@ -9,7 +9,8 @@ import json
 import os
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rfdetr.errors import InputError
 
 CONFIG_FLAGS = ("--cfg", "--config")
+MAX_MESSAGE = 2000  # characters of what jsonargparse says, which may repeat a whole value
+MAX_FILE, MAX_VALUES, MAX_DEPTH, MAX_INTEGER = 2**20, 20_000, 20, 2**63  # of a configuration file: bytes, ...
 
 
 def sections_of(run_class: type) -> dict[str, type]:
@@ -51,10 +54,8 @@ def parse(run_class: type, parser: ArgumentParser, argv: Sequence[str]) -> Names
         check_config_file(run_class, path)
         _add_to_import_path(str(path.resolve().parent))
     _add_to_import_path(os.getcwd())
-    try:
+    with plain_errors():
         return parser.parse_args(list(argv))
-    except ArgumentError as error:
-        raise InputError(_readable(str(error))) from error
 
 
 def set_defaults(run_class: type, parser: ArgumentParser, settings: Mapping[str, Any]) -> None:
@@ -62,13 +63,26 @@ def set_defaults(run_class: type, parser: ArgumentParser, settings: Mapping[str,
     for name, section in sections_of(run_class).items():
         values, known = settings.get(name), {field.name for field in fields(section)}
         if isinstance(values, dict):
-            parser.set_defaults({f"{name}.{key}": value for key, value in values.items() if key in known})
+            with plain_errors():
+                parser.set_defaults({f"{name}.{key}": value for key, value in values.items() if key in known})
 
 
 def make_config(run_class: type, parser: ArgumentParser, namespace: Namespace) -> Any:
     """Return the checked configuration."""
-    objects = parser.instantiate(namespace)
-    return run_class(**{name: objects[name] for name in sections_of(run_class)}, hooks=tuple(namespace.hooks))
+    with plain_errors():
+        objects = parser.instantiate(namespace)
+        return run_class(**{name: objects[name] for name in sections_of(run_class)}, hooks=tuple(namespace.hooks or ()))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Say in one message what jsonargparse, or a section, does not like; values of a wrong type raise all kinds of errors."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_readable(str(error))[:MAX_MESSAGE]) from error
 
 
 def read_config(run_class: type, path: str | os.PathLike, overrides: Mapping[str, Any]) -> Any:
@@ -143,12 +157,29 @@ def check_config_file(run_class: type, path: Path) -> None:
     if not path.is_file():
         raise InputError(f"--cfg {path}: there is no such file")
     try:
+        if path.stat().st_size > MAX_FILE:
+            raise ValueError(f"{path.stat().st_size:,} bytes are no configuration")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        _check_size(content)
+    except Exception as error:  # of YAML, of Python's own numbers and dates, of the disk
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: has to hold sections (model:, data:, train:, ...), it holds {type(content).__name__}")
     check_keys(run_class, content, str(path))
+
+
+def _check_size(content: Any) -> None:
+    """Refuse what grows when it is written out: aliases of aliases or of themselves, deep nesting, endless numbers."""
+    values, num_values = [(content, 0)], 0
+    while values:
+        value, depth = values.pop()
+        num_values += 1
+        if depth > MAX_DEPTH or num_values > MAX_VALUES:
+            raise ValueError(f"more than {MAX_VALUES:,} values, aliases counted each time, or nested deeper than {MAX_DEPTH}")
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise ValueError(f"a whole number with more than {len(str(MAX_INTEGER))} digits")
+        inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+        values += [(item, depth + 1) for item in inner]
 
 
 def check_keys(run_class: type, content: dict[str, Any], where: str) -> None:

@@ -1,12 +1,16 @@
 """The whole life of a run, from its configuration to its last file."""
 
+import gc
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engine import Trainer
 from engine.distributed import gather_objects, process_group
+from engine.watch import restart_count, watch
 from rfdetr.errors import InputError
 from rfdetr.training.assemble import build_trainer
 from rfdetr.training.command_line import shown_log
@@ -25,6 +29,13 @@ from rfdetr.training.resume import (
 )
 from rfdetr.training.run_folder import check_empty, has_only_begun, make_folder
 from rfdetr.training.standard_hooks import UserHook
+
+logger = logging.getLogger(__name__)
+
+MAX_ROLLBACKS = 3
+SEED_STEP = 1_000_003  # from the seed of one attempt to that of the next
+STOPPED = "stopped"  # the note that a run was stopped in good order, for good
+CHECKPOINT_FILES = "checkpoint*.pth"
 
 
 def train(
@@ -47,21 +58,42 @@ def train(
     Raises:
         InputError: something that its user can put right; nothing was written.
         FloatingPointError: too many updates in a row were not finite.
+        PeerError: another process failed.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other: go on with the run that is there, or replace it")
     folder = Path(config.train.output_dir)
-    with shown_log(), process_group(choose_device(config)):
+    with shown_log(), process_group(choose_device(config), config.train.timeout_minutes):
+        if (stopped := watch().board.get(STOPPED, lasting=True)) is not None:
+            logger.warning("not started again by torchrun: %s", stopped)
+            return {"status": "interrupted", "stop_reason": stopped}
         together(partial(make_folder, folder))
         with owned(folder):
-            if not resume and not overwrite:
-                together(partial(check_empty, folder))
-            found = together(partial(read_state, folder, resume))
-            check_agreement(found, plain_dict(config))
-            overwrite = overwrite or (resume == "auto" and found is None and gather_objects(has_only_begun(folder))[0])
-            trainer = build_trainer(config, hooks, overwrite=overwrite, resumed=found is not None, **parts)
-            trainer.hooks[0].is_owned = True
-            return _go_on(trainer, *found) if found is not None else _run(trainer)
+            resume, overwrite = _after_a_restart(folder, resume, overwrite)
+            for attempt in range(MAX_ROLLBACKS + 1):
+                try:
+                    return _train(_reseeded(config, attempt), hooks, resume=resume, overwrite=overwrite, **parts)
+                except FloatingPointError as error:
+                    can_roll_back = config.train.on_bad_steps == "rollback" and attempt < MAX_ROLLBACKS
+                    if not can_roll_back or read_state(folder, "auto") is None:
+                        raise
+                    logger.warning("%s. Rolling back to the last checkpoint, with other randomness (%d of at most %d times)",
+                                   error, attempt + 1, MAX_ROLLBACKS)
+                gc.collect()  # the loader's processes and the model of the failed attempt
+                resume, overwrite = "auto", False
+
+
+def _train(config: RunConfig, hooks: Sequence[UserHook], *, resume: str | None, overwrite: bool, **parts: Any) -> dict[str, Any]:
+    """Start a run, or go on with it, in the folder that this process owns."""
+    folder = Path(config.train.output_dir)
+    if not resume and not overwrite:
+        together(partial(check_empty, folder))
+    found = together(partial(read_state, folder, resume))
+    check_agreement(found, plain_dict(config))
+    overwrite = overwrite or (resume == "auto" and found is None and gather_objects(has_only_begun(folder))[0])
+    trainer = build_trainer(config, hooks, overwrite=overwrite, resumed=found is not None, **parts)
+    trainer.hooks[0].is_owned = True
+    return _go_on(trainer, *found) if found is not None else _run(trainer)
 
 
 def _go_on(trainer: Trainer, path: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -78,4 +110,21 @@ def _go_on(trainer: Trainer, path: Path, state: dict[str, Any]) -> dict[str, Any
 
 def _run(trainer: Trainer) -> dict[str, Any]:
     trainer.train()
+    if trainer.interrupted and not trainer.stop_reason.endswith("SIGTERM"):  # with that torchrun ends what it starts anew
+        watch().board.put(STOPPED, trainer.stop_reason, lasting=True)
     return trainer.hooks[-1].results
+
+
+def _after_a_restart(folder: Path, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
+    """Return what to do in a folder: where torchrun has started the processes again, go on with the run that they had begun."""
+    if restart_count() == 0 or not watch().was_begun(folder):
+        return resume, overwrite
+    if any(folder.glob(CHECKPOINT_FILES)):
+        logger.warning("started again by torchrun: going on as with --resume auto")
+        return "auto", False
+    return resume, resume is None  # files of a run that had not saved anything
+
+
+def _reseeded(config: RunConfig, attempt: int) -> RunConfig:
+    """Return the configuration with other randomness for each attempt after the first."""
+    return replace(config, train=replace(config.train, seed=config.train.seed + attempt * SEED_STEP))

@@ -19,7 +19,7 @@ CHECKPOINT = "checkpoint.pth"
 METRICS, METRICS_TABLE = "metrics.jsonl", "metrics.csv"
 SETTINGS, LABEL_MAP, RESULTS = "config.yaml", "label_map.json", "results.json"
 OUTPUTS = (
-    SETTINGS, LABEL_MAP, "checkpoint*.pth", METRICS, METRICS_TABLE, RESULTS, "events.out.tfevents.*",
+    SETTINGS, LABEL_MAP, "checkpoint*.pth", "bad_steps.jsonl", METRICS, METRICS_TABLE, RESULTS, "events.out.tfevents.*",
     "*_run_id.txt", "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
 )
 

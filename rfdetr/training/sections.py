@@ -147,8 +147,12 @@ class TrainConfig:
     """Earlier versions of checkpoint.pth that stay beside it, in case the newest is damaged."""
     max_bad_steps: int = 20
     """Updates in a row with non-finite gradients (each is skipped) after which the run stops."""
+    on_bad_steps: Literal["stop", "rollback"] = "stop"
+    """After max_bad_steps: stop, or go back to the last checkpoint and on with other randomness, at most three times."""
     max_hours: float = 0.0
-    """Stop with a valid checkpoint after so many hours; 0: no limit."""
+    """Stop with a valid checkpoint after so many hours; 0: no limit. Restarts by torchrun do not renew it."""
+    timeout_minutes: float = 30.0
+    """With several processes: when one has not moved for so long, all say where they are and end."""
     compile: bool = False
     """Compile the blocks of ViT and decoder (torch.compile): faster steps after some minutes of compiling."""
     sync_bn: bool = False
@@ -159,6 +163,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_choices(self, "train")
         check_fields(self, "train", "1 or more", is_count, "epochs", "grad_accum_steps", "max_bad_steps")
+        check_fields(self, "train", "above 0", is_positive, "timeout_minutes")
         check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "max_hours")
 
 

@@ -20,7 +20,7 @@ dist.init_process_group("gloo", init_method="file://" + {out!r} + "/meeting_poin
 
 class Sender(Hook):
     def after_step(self, trainer):
-        if trainer.step == 2 and rank == 1:
+        if trainer.step == 4 and rank == 1:
             signal.raise_signal(signal.SIGUSR1)
 
 class Writer:
@@ -40,7 +40,7 @@ class Publisher(Hook):
         trainer.publish_metrics({{"val/mAP_50_95": 0.5}})
 
 log = LogHook([Writer()], every_steps=2)
-hooks = [Recorder(), log, BestCheckpointHook(), Sender(), InterruptHook(check_every=4), CheckpointHook(), Publisher()]
+hooks = [Recorder(), log, BestCheckpointHook(), Sender(), InterruptHook(), CheckpointHook(), Publisher()]
 trainer = make_trainer({out!r}, hooks=hooks, num_samples=40, rank=rank, world_size=2)
 trainer.train()
 said = dict(step=trainer.step, reason=trainer.stop_reason, losses=Recorder.losses, lines=Writer.lines)
@@ -59,8 +59,8 @@ def test_two_processes(tmp_path):
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
     main, other = (pickle.loads((tmp_path / f"rank{rank}.pkl").read_bytes()) for rank in range(2))
 
-    assert main["step"] == other["step"] == 4  # asked at step 2, everybody asks every 4 steps
-    assert other["reason"] == "received SIGUSR1" and main["reason"] == "another process was asked to stop"
+    assert main["step"] == other["step"] == 4
+    assert other["reason"] == "received SIGUSR1" and main["reason"] == "rank 1: received SIGUSR1"
     assert other["lines"] == [] and [step for step, _ in main["lines"]] == [2, 4]
     for row, (_, scalars) in enumerate(main["lines"]):
         losses = main["losses"][2 * row : 2 * row + 2] + other["losses"][2 * row : 2 * row + 2]

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from engine import Hook, Trainer
+from engine.watch import watching
 from hooks import BestCheckpointHook, COCOEvalHook, DropPathHook, EarlyStopHook, EMAHook
 from rfdetr.build import build_criterion, build_model
 from rfdetr.data.samplers import TrainBatchSampler
@@ -104,6 +106,23 @@ def has_progress_bar(config: RunConfig) -> bool:
 def results(config: RunConfig) -> dict[str, Any] | None:
     """Content of results.json, which only a run that was not interrupted writes."""
     return _run(config)["results"]
+
+
+def rollbacks(config: RunConfig) -> int:
+    """How many attempts a run makes whose weights diverge."""
+    with patch("rfdetr.training.run.build_trainer", wraps=build_trainer) as building:
+        with pytest.raises(FloatingPointError):
+            train(config)
+    shutil.rmtree(config.train.output_dir)
+    return building.call_count
+
+
+def watch_limit(config: RunConfig) -> float:
+    """Seconds without movement after which the processes of a run would end."""
+    with patch("engine.distributed.watching", wraps=watching) as watch:
+        train(config)
+    shutil.rmtree(config.train.output_dir)
+    return watch.call_args.args[2]
 
 
 def without_trackers(config: RunConfig) -> list[str]:

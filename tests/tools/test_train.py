@@ -171,7 +171,7 @@ def test_a_run_that_is_there_is_not_touched(finished_run, start, tmp_path):
         (["--train.device", "gpu"], r"^train\.device: 'gpu'"),
         (["--eval.precision", "fp16"], r"^eval\.precision: fp16 needs a CUDA device"),
         (["--data.dataset_dir", "nowhere"], "nowhere: there is no such folder"),
-        (["--data.format", "coco"], "no data set found"),
+        (["--data.format", "yolo"], "no data set found"),
         (["--model.num_classes", "1"], r"^model\.num_classes: 1 are too few, the data set has 2 \(bright, dark\)"),
         (["--model.weights", "nowhere.pth"], r"nowhere\.pth"),
         (["--optim.optimizer_args", '{"beta": 1}'], r"^optim\.optimizer: AdamW refuses its arguments .*'beta'"),

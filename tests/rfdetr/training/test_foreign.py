@@ -44,7 +44,8 @@ def test_weights_average_and_epoch_are_taken(small, tmp_path, weights, kind, cap
         def before_train(self, trainer) -> None:
             rates.append((trainer.epoch, trainer.step, trainer.lr_scheduler.last_epoch))
             self.model = {name: tensor.clone() for name, tensor in official_state_dict(trainer.unwrapped_model).items()}
-            self.average = dict(official_state_dict(trainer.eval_models["ema"]))
+            average = official_state_dict(trainer.eval_models["ema"])
+            self.average = {name: tensor.clone() for name, tensor in average.items()}
 
     watching = Watching()
     results = train(config, [watching], resume=str(tmp_path / "theirs.pth"))
