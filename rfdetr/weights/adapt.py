@@ -41,9 +41,9 @@ def query_table(name: str, tensor: Tensor, rows: int, groups: int, layout: tuple
     return cut
 
 
-def query_layout(args: dict[str, Any], model_config: Any, rows: int) -> tuple[int, int] | None:
+def query_layout(args: dict[str, Any], model_config: dict[str, Any] | None, rows: int) -> tuple[int, int] | None:
     """Return (queries a group, groups) of a file whose tables have so many rows, if it says so; one number is enough."""
-    for source in (args, model_config if isinstance(model_config, dict) else {}):
+    for source in (args, model_config or {}):
         queries, groups = (value if type(value) is int and value > 0 else None for value in
                            (source.get("num_queries"), source.get("group_detr")))
         if queries is None and groups and rows % groups == 0:

@@ -115,7 +115,7 @@ def _checked(fields: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
 
 def _said(content: dict[str, Any]) -> dict[str, Any]:
     """Return the model's fields that the file names itself: in `model_config`, or (published legacy files) among `args`."""
-    source = content["model_config"] if isinstance(content["model_config"], dict) else content["args"]
+    source = content["args"] if content["model_config"] is None else content["model_config"]
     fields = {name: value for name, value in source.items() if name in _FIELDS and value is not None}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
@@ -123,7 +123,7 @@ def _said(content: dict[str, Any]) -> dict[str, Any]:
 def _variant(content: dict[str, Any], found: TensorFacts, grid: int | None) -> str | None:
     """Return the variant of the weights: the one the file names if the tensors allow it, else the nearest."""
     possible = matching_variants(found, grid)
-    named = {name: variant for variant, name in MODEL_NAMES.items()}.get(str(content["model_name"]))
+    named = {name: variant for variant, name in MODEL_NAMES.items()}.get(content["model_name"])
     return named if named in possible else next(iter(possible), None)
 
 

@@ -24,7 +24,7 @@ from rfdetr.weights.names import is_native, to_official
 _ALLOWED = [argparse.Namespace, types.SimpleNamespace]  # what the published engine pickles beside tensors
 _FORBIDDEN = re.compile(r"(?:unsupported GLOBAL|GLOBAL|class|function) ['`]?([\w.]+)['`]? (?:was not an allowed|whose module)")
 _PREFIXES = ("_orig_mod.", "module.", "model.")
-_DETAILS = ("model_name", "model_config", "label_map", "metrics", "best_total_source")
+_DETAILS = {"model_name": str, "model_config": dict, "metrics": dict, "best_total_source": str, "label_map": object}
 _LONG = 1000  # characters
 _NO_WEIGHTS = ("_extra_state", "n_averaged")  # the latter counts what torch's AveragedModel has averaged
 _READ = "_read_from"  # marks what read_checkpoint returned, so that it is not taken apart twice
@@ -59,7 +59,8 @@ def normalise(content: Any, origin: str) -> dict[str, Any]:
         "class_names": _class_names(content.get("class_names", args.get("class_names")), origin),
         "epoch": _epoch(content),
         "step": _whole_number(content.get("step"), content.get("global_step")),
-        **{name: content.get(name, args.get(name)) for name in _DETAILS},
+        **{name: value if isinstance(value := content.get(name, args.get(name)), kind) else None
+           for name, kind in _DETAILS.items()},
     }
 
 

@@ -68,7 +68,7 @@ def spoiled(draw):
         value, target = draw(ANY), content
         with contextlib.suppress(AttributeError, IndexError, KeyError, TypeError):  # an earlier value is in the way
             for key in place[:-1]:
-                target = target[key]
+                target = target[key] if isinstance(target, (dict, list)) else None
             if isinstance(target, (dict, list)):
                 target[place[-1]] = value
     return content
