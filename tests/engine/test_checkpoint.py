@@ -53,7 +53,7 @@ def test_a_crash_while_saving_leaves_the_old_file_and_no_litter(tmp_path, monkey
 
 
 def test_leftovers_of_a_killed_process_are_swept(tmp_path):
-    (tmp_path / ".c.pth.4711.tmp").write_bytes(b"half")
+    (tmp_path / ".c.pth.99999999.tmp").write_bytes(b"half")
     save_checkpoint(state(1), tmp_path / "c.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["c.pth"]
 

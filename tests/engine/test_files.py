@@ -38,7 +38,7 @@ def test_the_old_file_can_be_put_aside_once_the_new_one_is_written(tmp_path):
 
 
 def test_only_leftovers_of_this_file_are_swept(tmp_path):
-    for name in (".a.txt.4711.tmp", ".b.txt.4711.tmp", "a.txt"):
+    for name in (".a.txt.99999999.tmp", ".b.txt.99999999.tmp", "a.txt"):
         (tmp_path / name).write_text("half")
     sweep_leftovers(tmp_path / "a.txt")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.txt.4711.tmp", "a.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.txt.99999999.tmp", "a.txt"]
