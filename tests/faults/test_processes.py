@@ -79,6 +79,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_on_all(ranks, tmp_
     assert json.loads(line)["step"] == 3 and len(json.loads(line)["image_ids"]) == 8
 
 
+@pytest.mark.slow
 def test_a_bad_image_of_one_rank_costs_nothing(ranks, tmp_path):
     run = ranks("bad image")
     assert run.wait() == [6, 2]
@@ -96,12 +97,14 @@ def test_an_exception_in_a_hook_of_one_rank_ends_all(ranks):
     assert "rank 1 failed: KeyError: 'in a hook' (step 2, before_step of Fault)" in first.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_others(ranks):
     run = ranks("killed")
     assert run.wait() == [6, -signal.SIGKILL]
     assert "lost contact to another process, which was ended or cannot be reached (step 2, " in run.texts()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stopped", "hangs"])
 def test_where_nothing_moves_every_rank_that_can_says_where_it_is(ranks, tmp_path, fault):
     run = ranks(fault, timeout=4)
@@ -124,6 +127,7 @@ def test_a_signal_at_long_steps_to_one_rank_stops_all_after_that_step(ranks, tmp
     assert "rank 0 at step 2" in run.texts()[0] and "stopping after step 2: rank 1: received SIGTERM" in run.texts()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_while_a_rank_waits_for_data_stops_all(ranks, tmp_path, name):
     run = ranks("waiting")
@@ -133,6 +137,7 @@ def test_a_signal_while_a_rank_waits_for_data_stops_all(ranks, tmp_path, name):
     assert saved_step(tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_ranks_end_in_good_order_when_torchrun_is_killed(tmp_path):
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT),

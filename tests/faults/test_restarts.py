@@ -87,6 +87,7 @@ def test_torchrun_starts_a_killed_run_again_where_it_was(place, tmp_path):
     assert "started again by torchrun: going on as with --resume auto" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_restart_takes_no_run_that_it_has_not_begun(place, tmp_path):
     (tmp_path / "checkpoint.pth").write_bytes(b"of another run")
     done = torchrun(place, tmp_path, restarts=1)
@@ -95,6 +96,7 @@ def test_a_restart_takes_no_run_that_it_has_not_begun(place, tmp_path):
     assert (tmp_path / "checkpoint.pth").read_bytes() == b"of another run"
 
 
+@pytest.mark.slow
 def test_what_the_time_budget_has_stopped_is_not_started_again(place, tmp_path):
     done = torchrun(place, tmp_path / "run", "--train.max_hours", "1e-9", restarts=2)
     assert done.returncode == 1 and "exitcode  : 3 " in done.stderr
@@ -102,12 +104,14 @@ def test_what_the_time_budget_has_stopped_is_not_started_again(place, tmp_path):
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pth")["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_rank_without_validation_images(place, tmp_path):
     done = torchrun(place, tmp_path / "run", processes=2)
     assert done.returncode == 0, done.stderr
     assert "val/mAP_50_95" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_two_ranks_roll_back_together(place, tmp_path):
     hooks = '[{"class_path": "fault_hooks.PoisonedTwice"}]'
     done = torchrun(place, tmp_path / "run", "--hooks", hooks, "--train.on_bad_steps", "rollback", "--train.max_bad_steps", "1",
@@ -135,6 +139,7 @@ class Poison(Hook):
             next(trainer.unwrapped_model.parameters()).grad.fill_(float("nan"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attempts", "ends_well"), [(2, True), (4, False)])
 def test_bad_updates_are_rolled_back_at_most_three_times(place, tmp_path, attempts, ends_well):
     config = RunConfig.from_yaml(place / "run.yaml", train={"output_dir": str(tmp_path), "epochs": 2, "max_bad_steps": 2,

@@ -194,9 +194,9 @@ def test_another_folder_is_made_whole(data, stopped, tmp_path, caplog):
     with pytest.raises(InputError, match="already holds a run"):
         train(run, resume=str(stopped / "checkpoint.pth"))
     (tmp_path / "b" / "metrics.jsonl").unlink()
-    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file()}
     results = train(run, resume=str(stopped / "checkpoint.pth"))
-    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in stopped.iterdir() if path.is_file()} == before
     assert results["best"] and results["test"]
     assert {line["step"] for line in small.lines(tmp_path / "b")} >= {2, 4, 6, 8, 10, 12}
     assert small.lines(tmp_path / "b")[:3] == small.lines(stopped)[:3]

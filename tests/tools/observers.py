@@ -49,7 +49,13 @@ def once(observe: Callable[[RunConfig], Any]) -> Callable[[RunConfig], Any]:
     def look(config: RunConfig) -> Any:
         key = (observe.__name__, repr(config))
         if key not in _SEEN:
-            _SEEN[key] = observe(config)
+            folder = Path(config.train.output_dir)
+            was_there = folder.exists()
+            try:
+                _SEEN[key] = observe(config)
+            finally:
+                if not was_there:  # what runs write must not be in the way of the next
+                    shutil.rmtree(folder, ignore_errors=True)
         return _SEEN[key]
 
     return look

@@ -30,7 +30,7 @@ def test_all_splits_are_packed(dataset_dir, tmp_path, capsys):
         content = json.loads(tar.extractfile("000000000001.json").read())
     original = json.loads((dataset_dir / "valid" / "_annotations.coco.json").read_text())
     assert content["annotations"][0]["bbox"] == original["annotations"][1]["bbox"]
-    assert content["file_name"] == original["images"][1]["file_name"] and "segmentation" not in content["annotations"][0]
+    assert content["file_name"] == original["images"][1]["file_name"] and not content["annotations"][0]["segmentation"]
     assert [row["name"] for row in index["categories"]] == ["bright", "dark"]
 
 
