@@ -83,7 +83,9 @@ def test_torchrun_starts_a_killed_run_again_where_it_was(place, tmp_path):
     hooks = '[{"class_path": "fault_hooks.KilledOnce"}]'
     done = torchrun(place, tmp_path / "run", "--hooks", hooks, restarts=1)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "steps.txt").read_text().split() == ["0:1", "0:2", "0:3", "1:3", "1:4", "1:5"]
+    steps = (tmp_path / "run" / "steps.txt").read_text().split()
+    # the save of step 2 is written while step 3 computes: on a busy machine it may not be there yet when the process is killed
+    assert steps[:3] == ["0:1", "0:2", "0:3"] and steps[3:] in (["1:3", "1:4", "1:5"], ["1:2", "1:3", "1:4", "1:5"])
     assert "started again by torchrun: going on as with --resume auto" in done.stderr
 
 

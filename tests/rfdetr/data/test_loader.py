@@ -292,7 +292,8 @@ def test_collate_golden(case):
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
-@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow  # by itself: a forked worker starts with the pages of whatever tests ran before
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_memory_of_workers_does_not_grow(write_roboflow, coco_content, start_method):
     """Private memory of four workers, after each of six epochs; the first two are for warming up.
 
