@@ -1,7 +1,6 @@
 """The commands ``rfdetr fit | validate | test | predict | check | pack``, which the files in tools/ run as well."""
 
 import argparse
-import logging
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
@@ -31,8 +30,6 @@ from rfdetr.training.prediction import Predictor, check_numbers, check_output, f
 from rfdetr.training.run import train
 from rfdetr.training.tables import evaluation_tables
 from rfdetr.weights import read_checkpoint
-
-logger = logging.getLogger(__name__)
 
 STATUS_CODES = {"done": ExitCode.DONE, "interrupted": ExitCode.INTERRUPTED, "non_finite": ExitCode.NON_FINITE,
                 "save_failed": ExitCode.SAVE_FAILED}

@@ -17,8 +17,19 @@ from PIL import Image
 from engine import load_checkpoint
 from rfdetr import build_criterion, build_model
 from rfdetr.errors import InputError
-from rfdetr.training import DataConfig, EvalConfig, RunConfig, build_trainer, evaluate, predict, train
+from rfdetr.training import (
+    DataConfig,
+    EarlyStoppingConfig,
+    EvalConfig,
+    OptimConfig,
+    RunConfig,
+    build_trainer,
+    evaluate,
+    predict,
+    train,
+)
 from rfdetr.training.parsing import plain_dict
+from rfdetr.training.without_effect import settings_without_effect, warn_of_settings_without_effect
 
 ROOT = Path(__file__).parents[3]
 DOORS = {
@@ -223,8 +234,17 @@ def test_predict_takes_files_folders_and_pictures(finished, data):
         predict(checkpoint, "nowhere")
 
 
-def test_a_metric_that_has_no_effect_is_not_silent(small, caplog):
-    config = small(eval=EvalConfig(monitor="mAP_50"))
-    assert config.monitor == "mAP_50"
+def test_settings_that_change_nothing_are_named_in_one_line(small, caplog):
+    config = small(early_stopping=EarlyStoppingConfig(patience=3),
+                   optim=OptimConfig(schedule="cosine", lr_drop=5, warmup_epochs=2))
+    assert set(settings_without_effect(config)) == {"early_stopping.patience", "optim.lr_drop", "optim.warmup_epochs"}
+    warn_of_settings_without_effect(config)
+    (record,) = caplog.records
+    assert "early_stopping.patience (early_stopping.enabled is false)" in record.getMessage()
+    assert settings_without_effect(small()) == {}
+
+
+def test_the_monitored_metric_is_that_of_the_variant_unless_told_otherwise(small):
+    assert small(eval=EvalConfig(monitor="mAP_50")).monitor == "mAP_50"
     assert small().monitor == "mAP_50_95"
     assert small(model=replace(small().model, variant="pico_seg")).monitor == "segm_mAP_50_95"
