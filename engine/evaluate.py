@@ -1,6 +1,7 @@
-"""Run a model over a data set and feed a metric: the same function during training and in tools/eval.py."""
+"""Run models over a data set and feed their metrics: the same function during training and in tools/eval.py."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -40,51 +41,62 @@ class EvalModels(dict[str, nn.Module]):
 
 
 def evaluate(
-    model: nn.Module,
+    models: Mapping[str, nn.Module],
     data_loader: Iterable,
     postprocess: Callable[[dict[str, Any], Tensor], list[dict[str, Tensor]]],
-    metric: Metric,
+    metrics: Mapping[str, Metric],
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
-    after_batch: Callable[[Any, dict[str, Any], list[dict[str, Tensor]]], None] | None = None,
-) -> dict[str, float]:
-    """Return ``metric.compute()`` over all batches ``(samples, targets)`` of `data_loader`.
+    after_batch: Callable[[str, Any, dict[str, Any], list[dict[str, Tensor]]], None] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Return, under the names of `models`, ``metrics[name].compute()`` over all batches ``(samples, targets)`` of `data_loader`.
 
-    Every target holds ``orig_size`` (h, w). The model is left in the mode it was in, the random generators as they were.
+    A batch is loaded and sent to the device once for all models. Every target holds ``orig_size`` (h, w). The models are left in
+    the modes they were in, the random generators as they were.
     With several ranks each passes its own share of the images, possibly none; gathering is the metric's business.
 
     Args:
-        after_batch: called as ``after_batch((samples, targets), outputs, results)`` when the metric has had the results. Samples
-            and outputs are on the device, targets as the loader gave them, results on the CPU. Where the outputs have
+        after_batch: called as ``after_batch(name, (samples, targets), outputs, results)`` when the metric has had the results.
+            Samples and outputs are on the device, targets as the loader gave them, results on the CPU. Where the outputs have
             ``pred_masks``, results are made image by image to save memory: it is then called once an image, with that image's
             part of all four, for which ``samples[0:1]`` has to work.
     """
     device = resolve_device(device)
     precision = resolve_precision(precision, device)
-    was_training = model.training
-    model.eval()
-    metric.reset()
-    try:
-        with torch.no_grad(), preserved_rng(device):
+    with _evaluating(models.values()), torch.no_grad(), preserved_rng(device):
+        for name in models:
+            metrics[name].reset()
+        doing("evaluating")
+        for samples, targets in data_loader:
             doing("evaluating")
-            for samples, targets in data_loader:
-                doing("evaluating")
-                samples = to_device(samples, device)
+            samples = to_device(samples, device)
+            sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
+            for name, model in models.items():
                 with autocast(device, precision):
                     outputs = model(samples)
-                sizes = torch.stack([target["orig_size"] for target in targets]).to(device)
                 for images in _image_parts(outputs, len(targets)):
                     some_outputs = _part(outputs, images, len(targets))
                     results = to_device(postprocess(some_outputs, sizes[images]), torch.device("cpu"))
-                    metric.update(results, targets[images])
+                    metrics[name].update(results, targets[images])
                     if after_batch:
                         some_samples = samples if images == slice(None) else samples[images]
-                        after_batch((some_samples, targets[images]), some_outputs, results)
+                        after_batch(name, (some_samples, targets[images]), some_outputs, results)
                     del results  # full-size masks: gone before the next image's are made
+    return {name: metrics[name].compute() for name in models}
+
+
+@contextmanager
+def _evaluating(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Put models into evaluation mode, and afterwards back into the one that each was in."""
+    modes = [(model, model.training) for model in models]
+    try:
+        for model, _ in modes:
+            model.eval()
+        yield
     finally:
-        model.train(was_training)
-    return metric.compute()
+        for model, was_training in modes:
+            model.train(was_training)
 
 
 def _image_parts(outputs: dict[str, Any], batch_size: int) -> list[slice]:

@@ -16,9 +16,11 @@ The loop, with every hook point in its place::
             after_step
         trainer.epoch += 1
         after_epoch                            # a hook may evaluate and publish_metrics() -> after_eval(metrics)
-            before_eval(name)                  # of each model that it evaluates: "regular", "ema"
-            for batch in its images:
-                after_eval_batch(name, batch, outputs, results)
+            for name in the evaluated models:  # "regular", "ema"
+                before_eval(name)
+            for batch in the split:            # loaded once for all models
+                for name in the evaluated models:
+                    after_eval_batch(name, batch, outputs, results)
     after_train                                # normal end or trainer.stop()
     close                                      # always, in reverse order, also after an exception
 
@@ -117,12 +119,17 @@ class Hook:
         """Run whenever a hook publishes metrics; they are the same on all ranks and must not be edited."""
 
     def before_eval(self, trainer: Trainer, name: str) -> None:
-        """Run before a model is evaluated: "regular", "ema", or whatever is on trial on the "test" split after training."""
+        """Run before a model is evaluated: "regular", "ema", or whatever is on trial on the "test" split after training.
+
+        All models of an evaluation are announced first; then they take turns, batch by batch.
+        """
 
     def after_eval_batch(
         self, trainer: Trainer, name: str, batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]
     ) -> None:
-        """Run after each batch of an evaluation, which is an image at a time where masks are evaluated; see `engine.evaluate`.
+        """Run after a model has seen a batch of an evaluation, an image at a time where masks are evaluated.
+
+        See `engine.evaluate`.
 
         Ranks may have different numbers of batches, so nothing collective may happen here.
         """
@@ -170,13 +177,13 @@ def overrides(hook: Hook, point: str) -> bool:
     return getattr(getattr(hook, point), "__func__", None) is not getattr(Hook, point)
 
 
-def evaluation_listener(trainer: Trainer, name: str) -> Callable[[Any, dict, list], None] | None:
-    """Return what `engine.evaluate` is to call after each batch of an evaluation called `name`; None if no hook listens."""
+def evaluation_listener(trainer: Trainer) -> Callable[[str, Any, dict, list], None] | None:
+    """Return what `engine.evaluate` is to call after each batch; None if no hook listens."""
     listeners = [hook.after_eval_batch for hook in trainer.hooks if overrides(hook, "after_eval_batch")]
     if not listeners:
         return None
 
-    def tell(batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]) -> None:
+    def tell(name: str, batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]) -> None:
         for listener in listeners:
             listener(trainer, name, batch, outputs, results)
 

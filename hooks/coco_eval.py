@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from engine.distributed import is_main_process
 from engine.evaluate import evaluate
 from engine.hook import Hook, evaluation_listener
@@ -67,12 +69,15 @@ class COCOEvalHook(Hook):
 
     def evaluate_and_publish(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate now, hand the metrics to all hooks, and return them. Every rank must call it."""
-        published: dict[str, float] = {}
         self.last_metrics = {}  # the images of an evaluation take memory: let go of the old ones first
-        for name in self.models:
-            if name in trainer.eval_models:
-                prefix = f"{self.split}/" if name == "regular" else f"{self.split}/{name}_"
-                published |= {prefix + key: value for key, value in self._evaluate(trainer, name).items()}
+        models = {name: trainer.eval_models[name] for name in self.models if name in trainer.eval_models}
+        for name in models:
+            for hook in trainer.hooks:
+                hook.before_eval(trainer, name)
+        published = {}
+        for name, values in self._evaluate(trainer, models).items():
+            prefix = f"{self.split}/" if name == "regular" else f"{self.split}/{name}_"
+            published |= {prefix + key: value for key, value in values.items()}
         self._evaluated_epoch = trainer.epoch
         trainer.publish_metrics(published)
         return published
@@ -86,18 +91,12 @@ class COCOEvalHook(Hook):
     def _is_due(self, trainer: Trainer) -> bool:
         return trainer.epoch > 0 and (trainer.epoch % self.every_epochs == 0 or trainer.epoch == trainer.max_epochs)
 
-    def _evaluate(self, trainer: Trainer, name: str) -> dict[str, float]:
-        metric = DetectionMetrics(self.class_names, iou_types=self.iou_types, max_dets=self.max_dets, per_class=self.per_class)
+    def _evaluate(self, trainer: Trainer, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
+        metrics = {
+            name: DetectionMetrics(self.class_names, iou_types=self.iou_types, max_dets=self.max_dets, per_class=self.per_class)
+            for name in models
+        }
         if is_main_process():
-            self.last_metrics[name] = metric
-        for hook in trainer.hooks:
-            hook.before_eval(trainer, name)
-        return evaluate(
-            trainer.eval_models[name],
-            self.data_loader,
-            self.postprocess,
-            metric,
-            device=trainer.device,
-            precision=self.precision,
-            after_batch=evaluation_listener(trainer, name),
-        )
+            self.last_metrics = metrics
+        return evaluate(models, self.data_loader, self.postprocess, metrics, device=trainer.device, precision=self.precision,
+                        after_batch=evaluation_listener(trainer))

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from rfdetr.data.images import MAX_PIXELS, preprocess, read_image, to_rgb
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
-from rfdetr.evaluation.coco_engine import encode_masks
+from rfdetr.evaluation.records import encode_masks
 from rfdetr.plots.pictures import draw_detections
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torchmetrics import Metric
 
-from rfdetr.evaluation.coco_engine import encode_masks
-from rfdetr.evaluation.matching import ClassMatches, confusion_matrix
-from rfdetr.evaluation.records import ImageRecord, make_record
+from rfdetr.evaluation.coco_engine import confusion_matrix
+from rfdetr.evaluation.matching import ClassMatches
+from rfdetr.evaluation.records import ImageRecord, encode_masks, make_record
 from rfdetr.evaluation.report import PREFIXES, CocoReport, make_report
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class CocoMetrics(Metric):
 
     Args:
         iou_types: ("bbox",) or ("bbox", "segm"); masks are kept as run lengths.
-        max_dets: detections of an image and class that count (COCO's tables: 100).
+        max_dets: detections of an image and class that count.
     """
 
     full_state_update = True
@@ -81,6 +81,10 @@ class CocoMetrics(Metric):
             self._report_all_ranks()
         return dict(self._report.summary)
 
+    def coco_table(self) -> dict[str, float]:
+        """Return what `compute` does at COCO's own limit of 100 detections an image and class, from the same evaluation."""
+        return dict(self._current_report().coco_summary)
+
     def matches(self) -> dict[int, ClassMatches]:
         """Return label -> matches at IoU 0.5 (of masks where they are evaluated) over the images of all ranks.
 
@@ -97,7 +101,7 @@ class CocoMetrics(Metric):
         return self._current_report().pr_curves
 
     def confusion(self, num_classes: int, score_threshold: float) -> np.ndarray:
-        """Return `rfdetr.evaluation.matching.confusion_matrix` over all images.
+        """Return `rfdetr.evaluation.coco_engine.confusion_matrix` over all images.
 
         Raises:
             RuntimeError: called on another rank than 0, which has not got the images.

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hotcoco.mask import frPyObjects
 from torch import Tensor
+
+from rfdetr.run_length import run_lengths
 
 RLE = dict[str, Any]  # {"size": [h, w], "counts": bytes}, COCO's compressed run lengths
 
@@ -22,6 +25,11 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, kept: np.ndarray) -> Instances:
+        """Return those whose entry in `kept` (n,) bool is set."""
+        arrays = {name: value if value is None else _kept(value, kept) for name, value in vars(self).items()}
+        return type(self)(**arrays)
 
     @property
     def xywh(self) -> np.ndarray:
@@ -73,8 +81,8 @@ def make_record(
         sizes = [tuple(side["masks"].shape[-2:]) for side in (result, target)]
         if sizes[0] != sizes[1]:
             raise ValueError(f"masks of {sizes[0]} pixels were found, those of the target have {sizes[1]}; resize one of them")
-        masks = [mask for mask, is_finite in zip(encode(result["masks"]), finite) if is_finite]
-    detections = Detections(boxes[finite], to_numpy(result["labels"])[finite], masks, scores=scores[finite])
+        masks = encode(result["masks"])
+    detections = Detections(boxes, to_numpy(result["labels"]), masks, scores=scores)[finite]
     image_id = target.get("image_id")
     return ImageRecord(detections, _make_targets(target, encode), None if image_id is None else int(image_id))
 
@@ -84,6 +92,16 @@ def _make_targets(target: dict[str, Tensor], encode: Callable[[Tensor], list[RLE
     crowd = to_numpy(target["iscrowd"]).astype(bool) if "iscrowd" in target else np.zeros(len(boxes), dtype=bool)
     areas = to_numpy(target["area"]).astype(np.float64) if "area" in target else boxes.areas_of_boxes
     return Targets(boxes.boxes, boxes.labels, encode(target["masks"]) if encode else None, crowd=crowd, areas=areas)
+
+
+def encode_masks(masks: Tensor) -> list[RLE]:
+    """Turn bool masks (n, h, w) or (n, 1, h, w) into compressed run lengths."""
+    lengths = run_lengths(masks)
+    return frPyObjects(lengths, *masks.shape[-2:]) if lengths else []
+
+
+def _kept(values: np.ndarray | list[RLE], kept: np.ndarray) -> np.ndarray | list[RLE]:
+    return values[kept] if isinstance(values, np.ndarray) else [value for value, is_kept in zip(values, kept) if is_kept]
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

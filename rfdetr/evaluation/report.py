@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfdetr.evaluation.coco_engine import CocoTables, run_engine
+from rfdetr.evaluation.coco_engine import CocoTables, Evaluation
 from rfdetr.evaluation.matching import ClassMatches, class_matches
 from rfdetr.evaluation.records import ImageRecord
 
 PREFIXES = {"bbox": "", "segm": "segm_"}  # of the metrics' names
+COCO_MAX_DETS = 100  # detections of an image and class, in COCO's own tables
 IOU_50, IOU_75 = 0, 5  # rows of COCO's threshold table
 
 
@@ -19,6 +20,7 @@ class CocoReport:
     """Plain values and arrays, small enough to be sent to every rank. Curves and matches are of masks where there are any."""
 
     summary: dict[str, float]
+    coco_summary: dict[str, float]  # the same with the limit of COCO's own tables
     per_class: dict[str, dict[int, float]]  # IoU type -> label -> AP 50:95, of the classes that have targets
     pr_curves: dict[int, tuple[np.ndarray, np.ndarray]]  # label -> recall (101,), precision (101,) at IoU 0.5
     matches: dict[int, ClassMatches]  # at IoU 0.5
@@ -26,13 +28,18 @@ class CocoReport:
 
 def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], max_dets: int) -> CocoReport:
     """Run the COCO engine once for each of `iou_types`; the last one gives the curves and the matches."""
-    summary, per_class = {}, {}
+    summaries, per_class = {max_dets: {}, COCO_MAX_DETS: {}}, {}
     for iou_type in iou_types:
-        tables = run_engine(images, iou_type, max_dets)
-        summary |= {PREFIXES[iou_type] + name: value for name, value in _summarize(tables, max_dets).items()}
+        evaluation = Evaluation(images, iou_type, [1, 10, COCO_MAX_DETS, max_dets])
+        tables = evaluation.tables()
+        for limit, summary in summaries.items():
+            summary |= {PREFIXES[iou_type] + name: value for name, value in _summarize(tables, limit).items()}
         values = {label: tables.average_precision(max_dets, label=label) for label in tables.classes}
         per_class[iou_type] = {label: value for label, value in values.items() if value > -1}
-    return CocoReport(summary, per_class, _pr_curves(tables, max_dets), class_matches(images, tables, max_dets))
+    if max_dets < COCO_MAX_DETS:  # matches are at the largest limit
+        evaluation = Evaluation(images, iou_type, [max_dets])
+    matches = class_matches(images, *evaluation.matches())
+    return CocoReport(summaries[max_dets], summaries[COCO_MAX_DETS], per_class, _pr_curves(tables, max_dets), matches)
 
 
 def _summarize(tables: CocoTables, limit: int) -> dict[str, float]:

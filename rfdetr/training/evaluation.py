@@ -17,7 +17,7 @@ from rfdetr.build import build_model, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import LabelMap
 from rfdetr.data.shards import is_address
-from rfdetr.evaluation import CocoMetrics, DetectionMetrics, absolute_targets, f1_sweep
+from rfdetr.evaluation import DetectionMetrics, f1_sweep
 from rfdetr.training.command_line import shown_log
 from rfdetr.training.config import RunConfig
 from rfdetr.training.data import build_eval_loader, open_split
@@ -26,25 +26,6 @@ from rfdetr.training.parsing import make_config, make_parser, plain_errors, set_
 from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
-
-COCO_MAX_DETS = 100  # of COCO's own tables
-
-
-class MetricsAndCocoTable(DetectionMetrics):
-    """The metrics of training, and beside them COCO's own numbers (with at most 100 detections an image)."""
-
-    def __init__(self, class_names: list[str], **arguments: Any) -> None:
-        super().__init__(class_names, **arguments)
-        self.table = CocoMetrics(iou_types=self.coco.iou_types, max_dets=COCO_MAX_DETS)
-
-    def update(self, results: list[dict], targets: list[dict]) -> None:
-        super().update(results, targets)
-        self.table.update(results, absolute_targets(targets))
-
-    def reset(self) -> None:
-        super().reset()
-        self.table.reset()
-
 
 def evaluate(
     checkpoint: str | os.PathLike | dict[str, Any], split: str = "val", *, use_ema: bool = False, **settings: Any
@@ -110,8 +91,7 @@ def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: st
     load_weights(model, checkpoint, ema=use_ema)
     label_map, device = checkpoint_classes(checkpoint), choose_device(config)
     metrics, metric = evaluate_split(model, config, architecture, label_map, split, device=device)
-    coco = metric.table.compute()  # collective
-    return {"metrics": finite_or_none(metrics), "coco": coco, "per_class": per_class(metric)}
+    return {"metrics": finite_or_none(metrics), "coco": metric.coco.coco_table(), "per_class": per_class(metric)}
 
 
 def iou_types(architecture: ModelConfig) -> tuple[str, ...]:
@@ -121,7 +101,7 @@ def iou_types(architecture: ModelConfig) -> tuple[str, ...]:
 def evaluate_split(
     model: nn.Module, config: RunConfig, architecture: ModelConfig, label_map: LabelMap, split: str, *,
     device: torch.device, after_batch: Callable | None = None,
-) -> tuple[dict[str, float], MetricsAndCocoTable]:
+) -> tuple[dict[str, float], DetectionMetrics]:
     """Evaluate a split with the settings of the run's own evaluations. Every rank calls it.
 
     Returns:
@@ -129,16 +109,16 @@ def evaluate_split(
     """
     dataset = open_split(config.data, architecture, split, label_map)
     loader = build_eval_loader(config.data, dataset, architecture, device)
-    metric = MetricsAndCocoTable(
+    metric = DetectionMetrics(
         dataset.label_map.names, iou_types=iou_types(architecture), max_dets=config.eval.max_dets,
         per_class=config.eval.per_class,
     )
-    metrics = run_evaluation(model.to(device), loader, build_postprocess(architecture), metric, device=device,
-                             precision=config.eval.precision, after_batch=after_batch)
-    return {f"{split}/{name}": value for name, value in metrics.items()}, metric
+    found = run_evaluation({split: model.to(device)}, loader, build_postprocess(architecture), {split: metric}, device=device,
+                           precision=config.eval.precision, after_batch=after_batch)
+    return {f"{split}/{name}": value for name, value in found[split].items()}, metric
 
 
-def per_class(metric: MetricsAndCocoTable) -> dict[str, dict[str, float]]:
+def per_class(metric: DetectionMetrics) -> dict[str, dict[str, float]]:
     """Return AP of each class with objects, and precision, recall and F1 at the confidence of the best macro F1."""
     matches = metric.coco.matches()
     at_best = f1_sweep(matches)["per_class"]

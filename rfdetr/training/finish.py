@@ -47,7 +47,7 @@ class FinishHook(Hook):
             for hook in trainer.hooks:
                 hook.before_eval(trainer, "test")
             metrics, _ = evaluate_split(model, self.config, self.architecture, self.label_map, "test", device=trainer.device,
-                                        after_batch=evaluation_listener(trainer, "test"))
+                                        after_batch=evaluation_listener(trainer))
             self.results["test"] = finite_or_none(metrics)
         if is_main_process():
             self._write_results(trainer)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rfdetr.training.evaluation import COCO_MAX_DETS
+from rfdetr.evaluation.report import COCO_MAX_DETS
 
 ROWS = (  # of COCO's table: title, name of the metric, IoU, area
     ("Average precision", "mAP_50_95", "0.50:0.95", "all"),

@@ -49,11 +49,29 @@ def test_evaluate(with_masks):
     model.with_masks = with_masks
     metric = Collect()
     state = torch.get_rng_state()
-    assert evaluate(model, batches(3), postprocess, metric, device="cpu") == {"n": 6.0}
+    assert evaluate({"x": model}, batches(3), postprocess, {"x": metric}, device="cpu") == {"x": {"n": 6.0}}
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert [size for _, size in metric.seen] == [0, 1, 10, 11, 20, 21]
     assert len({p for p, _ in metric.seen}) == 1  # no dropout
-    assert evaluate(model, [], postprocess, metric, device="cpu") == {"n": 0.0}
+    assert evaluate({"x": model}, [], postprocess, {"x": metric}, device="cpu") == {"x": {"n": 0.0}}
+
+
+def test_several_models_see_the_same_batches():
+    models = {name: Predict(dropout=0.5, dtype=torch.float32) for name in ("regular", "ema")}
+    for model in models.values():
+        model.with_masks = False
+    models["ema"].eval()
+    metrics, loads, heard = {name: Collect() for name in models}, [], []
+
+    def loader():
+        for batch in batches(3):
+            loads.append(batch)
+            yield batch
+
+    evaluate(models, loader(), postprocess, metrics, device="cpu", after_batch=lambda name, *_: heard.append(name))
+    assert len(loads) == 3 and heard == ["regular", "ema"] * 3
+    assert [size for _, size in metrics["regular"].seen] == [size for _, size in metrics["ema"].seen] == [0, 1, 10, 11, 20, 21]
+    assert metrics["regular"].seen != metrics["ema"].seen and models["regular"].training and not models["ema"].training
 
 
 @pytest.mark.parametrize("with_masks", [False, True])
@@ -63,7 +81,7 @@ def test_after_batch_gets_the_images_that_the_metric_got(with_masks):
             outputs = super().forward(samples)
             return {**outputs, "aux_outputs": [{"pred_x": outputs["pred_x"] + 1}], "temperature": torch.tensor(0.5)}
 
-    def note(batch, outputs, results):
+    def note(name, batch, outputs, results):
         samples, targets = batch
         sizes = [int(target["orig_size"][0]) for target in targets]
         assert len(samples) == len(results) == len(outputs["pred_x"]) == len(outputs["aux_outputs"][0]["pred_x"]) == len(sizes)
@@ -73,7 +91,7 @@ def test_after_batch_gets_the_images_that_the_metric_got(with_masks):
     seen: list[list[int]] = []
     model = Layers(dtype=torch.float32)
     model.with_masks = with_masks
-    evaluate(model, batches(2), postprocess, Collect(), device="cpu", after_batch=note)
+    evaluate({"x": model}, batches(2), postprocess, {"x": Collect()}, device="cpu", after_batch=note)
     assert seen == ([[0], [1], [10], [11]] if with_masks else [[0, 1], [10, 11]])
 
 

@@ -21,7 +21,7 @@ def _record(point: str):
         if point == "after_epoch":
             for hook in trainer.hooks:
                 hook.before_eval(trainer, "regular")
-            evaluation_listener(trainer, "regular")("batch", {}, [])
+            evaluation_listener(trainer)("regular", "batch", {}, [])
             trainer.publish_metrics({"val/x": 1.0})
 
     return method
@@ -119,7 +119,7 @@ def test_batches_of_an_evaluation_go_to_those_who_listen(tmp_path):
 
     first, second = Listener("first"), Listener("second")
     trainer = make_trainer(tmp_path, hooks=[first, Recorder([]), second])
-    evaluation_listener(trainer, "ema")("batch", {"pred": 1}, ["result"])
+    evaluation_listener(trainer)("ema", "batch", {"pred": 1}, ["result"])
     assert first.heard == second.heard == [("ema", "batch", {"pred": 1}, ["result"])]
 
 
@@ -128,4 +128,4 @@ def test_nothing_is_called_where_nobody_listens(tmp_path):
         def before_eval(self, trainer, name):
             pass
 
-    assert evaluation_listener(make_trainer(tmp_path, hooks=[Deaf()]), "test") is None
+    assert evaluation_listener(make_trainer(tmp_path, hooks=[Deaf()])) is None

@@ -154,5 +154,4 @@ def test_hooks_follow_the_evaluation_of_each_model():
     follower = Follower()
     trainer.hooks.insert(0, follower)
     finish_epoch(trainer, hook)
-    images = [[(name, image) for image in range(3)] for name in ("regular", "ema")]
-    assert follower.heard == ["regular", *images[0], "ema", *images[1]]
+    assert follower.heard == ["regular", "ema", *((name, image) for image in range(3) for name in ("regular", "ema"))]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_tools
 
-from rfdetr.evaluation.coco_engine import encode_masks
+from rfdetr.evaluation.records import encode_masks
 from rfdetr.run_length import read_counts, run_lengths
 
 

@@ -12,6 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rfdetr.evaluation import CocoMetrics, absolute_targets
+from rfdetr.evaluation.coco_engine import Evaluation
+from rfdetr.evaluation.records import encode_masks, make_record
 
 needs_pair = pytest.mark.skipif(not DATA.is_dir(), reason="RFDETR_TEST_DATA has no coco_eval_pair")
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
@@ -35,7 +37,7 @@ def test_equal_to_pycocotools_in_float64(case):
     names = {"map": "mAP_50_95", "map_50": "mAP_50", "map_75": "mAP_75", "mar": "mAR"}
     for iou_type, expected in case["pycocotools_float64"].items():
         prefix = "segm_" if iou_type == "segm" else ""
-        assert {key: values[prefix + name] for key, name in names.items()} == pytest.approx(expected, abs=1e-9)
+        assert {key: values[prefix + name] for key, name in names.items()} == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case["crowd"]], ids=lambda case: case["name"])
@@ -103,6 +105,41 @@ def stock_evaluation(results, targets, iou_type, max_dets):
         evaluator.params.maxDets = [1, 10, max_dets]
         evaluator.evaluate()
     return evaluator
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(5))
+def test_tables_are_those_of_pycocotools(seed, iou_type):
+    """Ties of scores, crowds, images without targets or detections, more detections than a limit."""
+    generator = np.random.default_rng(seed)
+    images = [random_image(generator, iou_type == "segm") for _ in range(12)]
+    results, targets = ([image[side] for image in images] for side in (0, 1))
+    stock = stock_evaluation(results, targets, iou_type, 100)
+    with contextlib.redirect_stdout(io.StringIO()):
+        stock.accumulate()
+    encode = encode_masks if iou_type == "segm" else None
+    tables = Evaluation([make_record(*image, encode) for image in images], iou_type, [1, 10, 100]).tables()
+    for name in ("precision", "recall"):
+        np.testing.assert_allclose(getattr(tables, name), stock.eval[name], rtol=0, atol=1e-12)
+
+
+def random_image(generator, with_masks):
+    num_found, num_targets = generator.integers(0, 25), generator.integers(0, 6)
+    centres = generator.uniform(10, 90, (num_targets, 2))
+    near = centres[generator.integers(0, num_targets, num_found)] if num_targets else generator.uniform(10, 90, (num_found, 2))
+    instances = []
+    for middle in (near + generator.normal(0, 2, (num_found, 2)), centres):
+        half = generator.uniform(4, 10, (len(middle), 2))
+        boxes = torch.from_numpy(np.concatenate([middle - half, middle + half], axis=1))
+        instances.append({"boxes": boxes, "labels": torch.from_numpy(generator.integers(0, 2, len(middle)))})
+        if with_masks:
+            instances[-1]["masks"] = torch.zeros(len(boxes), 100, 110, dtype=torch.bool)
+            for mask, (x, y, x2, y2) in zip(instances[-1]["masks"], boxes.clamp(0).int().tolist()):
+                mask[y:y2, x:x2] = True
+    found, target = instances
+    found["scores"] = torch.from_numpy(generator.integers(0, 6, num_found) / 6)
+    target["iscrowd"] = torch.from_numpy((generator.random(num_targets) < 0.2).astype(np.int64))
+    return found, target
 
 
 PUBLISHED = {
