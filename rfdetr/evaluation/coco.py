@@ -1,4 +1,8 @@
-"""COCO's average precision and recall of boxes and masks, as a metric that any loop can feed."""
+"""COCO's average precision and recall of boxes and masks, as a metric that any loop can feed.
+
+It has the `update`, `compute` and `reset` of torchmetrics without being one of them: importing that package takes longer than
+evaluating a thousand images, and its gathering over ranks hangs where one of them has no images.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch import distributed as dist
-from torchmetrics import Metric
 
 from rfdetr.evaluation.coco_engine import confusion_matrix
 from rfdetr.evaluation.matching import ClassMatches
@@ -18,8 +21,8 @@ from rfdetr.evaluation.report import PREFIXES, CocoReport, make_report
 logger = logging.getLogger(__name__)
 
 
-class CocoMetrics(Metric):
-    """Mean average precision and recall by COCO's rules, equal to pycocotools to 1e-9.
+class CocoMetrics:
+    """Mean average precision and recall by COCO's rules, equal to pycocotools to 1e-12.
 
     With several ranks each passes its own images, none or any number; `compute` evaluates them on rank 0 and gives every rank
     the same result. Detections of equal score are ranked by ``image_id`` where all targets have one, else in the order in
@@ -30,28 +33,14 @@ class CocoMetrics(Metric):
         max_dets: detections of an image and class that count.
     """
 
-    full_state_update = True
-    higher_is_better = True
-    is_differentiable = False
-
-    images: list[ImageRecord]
-
-    def __init__(self, *, iou_types: tuple[str, ...] = ("bbox",), max_dets: int = 500, **kwargs: Any) -> None:
-        # torchmetrics' own gathering hangs when a rank has no images, and its cache could let ranks disagree on who gathers
-        super().__init__(sync_on_compute=False, compute_with_cache=False, **kwargs)
+    def __init__(self, *, iou_types: tuple[str, ...] = ("bbox",), max_dets: int = 500) -> None:
         if not iou_types or not set(iou_types) <= set(PREFIXES):
             raise ValueError(f"iou_types: {tuple(iou_types)!r} is not possible; use ('bbox',) or ('bbox', 'segm')")
         if max_dets < 1:
             raise ValueError(f"max_dets: {max_dets} is not possible; it must be 1 or more")
         self.iou_types = tuple(sorted(iou_types))
         self.max_dets = max_dets
-        self.add_state("images", default=[], dist_reduce_fx=None)
-        self._forget_report()
-
-    @property
-    def update_called(self) -> bool:
-        """A rank without images is nothing for torchmetrics to warn about."""
-        return True
+        self.reset()
 
     def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
         """Add images, each once.
@@ -64,11 +53,12 @@ class CocoMetrics(Metric):
         if len(results) != len(targets):
             raise ValueError(f"{len(results)} results for {len(targets)} targets; give one of each for every image")
         encode = encode_masks if "segm" in self.iou_types else None
+        self._forget_report()
         self.images.extend(make_record(result, target, encode) for result, target in zip(results, targets))
 
     def reset(self) -> None:
         """Forget all images."""
-        super().reset()
+        self.images: list[ImageRecord] = []
         self._forget_report()
 
     def compute(self) -> dict[str, float]:
@@ -77,7 +67,7 @@ class CocoMetrics(Metric):
         Keys: ``mAP_50_95, mAP_50, mAP_75, mAP_small, mAP_medium, mAP_large, mAR_1, mAR_10, mAR`` (at `max_dets`),
         ``mAR_small, mAR_medium, mAR_large``, and the same with ``segm_`` for masks.
         """
-        if _any_rank(not self._is_reported()):
+        if _any_rank(self._report is None):
             self._report_all_ranks()
         return dict(self._report.summary)
 
@@ -113,15 +103,10 @@ class CocoMetrics(Metric):
 
     def _forget_report(self) -> None:
         self._report: CocoReport | None = None
-        self._reported_updates = 0
         self._gathered: list[ImageRecord] | None = None  # of all ranks, on rank 0
 
-    def _is_reported(self) -> bool:
-        """Whether the report is about exactly the images that are there now (`forward` swaps them without a reset)."""
-        return self._report is not None and self._reported_updates == self.update_count
-
     def _current_report(self) -> CocoReport:
-        if not self._is_reported():
+        if self._report is None:
             self._report_all_ranks()
         return self._report
 
@@ -133,10 +118,6 @@ class CocoMetrics(Metric):
         if self._gathered is not None:
             report = make_report(self._gathered, self.iou_types, self.max_dets)
         self._report = _from_main(report)
-        self._reported_updates = self.update_count
-
-    def _apply(self, fn: Any, exclude_state: Any = ()) -> Metric:
-        return super()._apply(fn, (*exclude_state, "images"))  # arrays, which have no device
 
 
 def _in_order(shards: list[list[ImageRecord]]) -> list[ImageRecord]:

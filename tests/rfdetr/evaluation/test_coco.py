@@ -199,14 +199,13 @@ def test_without_images_everything_is_minus_one(recwarn):
     assert not recwarn.list
 
 
-def test_reset_and_forward_behave_like_any_metric():
+def test_images_may_be_added_after_an_evaluation_and_forgotten():
     results, targets = golden_images(CASES[0])
     metric = evaluated(results, targets)
     all_images = metric.compute()
-    first = metric(results[:1], targets[:1])  # forward: the values of this batch alone, which is also added
-    assert first == evaluated(results[:1], targets[:1]).compute()
+    metric.update(results[:1], targets[:1])
     assert metric.compute() == evaluated(results + results[:1], targets + targets[:1]).compute()
-    metric.to("cpu").reset()
+    metric.reset()
     metric.update(results, targets)
     assert metric.compute() == all_images
 
