@@ -5,8 +5,9 @@ The names below are imported when they are first asked for, so that a command li
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rfdetr.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rfdetr.build import build_criterion, build_model, build_postprocess
@@ -32,7 +33,7 @@ __all__ = [
     "load_weights",
     "official_state_dict",
 ]
-_HOMES = {
+__getattr__, __dir__ = lazy_names(__name__, {
     "build": ("build_criterion", "build_model", "build_postprocess"),
     "config": ("VARIANTS", "ModelConfig"),
     "data": ("LabelMap",),
@@ -40,15 +41,4 @@ _HOMES = {
     "losses.config": ("LossConfig",),
     "nested_tensor": ("NestedTensor",),
     "weights": ("LoadReport", "checkpoint_payload", "load_weights", "official_state_dict"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"rfdetr.{home}"), name)
-    raise AttributeError(f"module 'rfdetr' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+})

@@ -1,6 +1,17 @@
-"""What a detector is trained with: `HungarianMatcher` and `SetCriterion`."""
+"""What a detector is trained with: `HungarianMatcher` and `SetCriterion`, made as `LossConfig` says."""
 
-from rfdetr.losses.criterion import SetCriterion
-from rfdetr.losses.matcher import HungarianMatcher
+from __future__ import annotations
 
-__all__ = ["HungarianMatcher", "SetCriterion"]
+from typing import TYPE_CHECKING
+
+from rfdetr.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rfdetr.losses.config import LossConfig
+    from rfdetr.losses.criterion import SetCriterion
+    from rfdetr.losses.matcher import HungarianMatcher
+
+__all__ = ["HungarianMatcher", "LossConfig", "SetCriterion"]
+__getattr__, __dir__ = lazy_names(__name__, {
+    "config": ("LossConfig",), "criterion": ("SetCriterion",), "matcher": ("HungarianMatcher",)
+})

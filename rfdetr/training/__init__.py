@@ -5,8 +5,9 @@ The names below are imported when they are first asked for, so that a command li
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rfdetr.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rfdetr.losses.config import LossConfig
@@ -30,25 +31,12 @@ __all__ = [
     "DataConfig", "DetectorConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "LossConfig",
     "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "predict", "train",
 ]
-_HOMES = {
-    "rfdetr.losses.config": ("LossConfig",),
-    "rfdetr.training.assemble": ("build_trainer",),
-    "rfdetr.training.config": ("DetectorConfig", "RunConfig"),
-    "rfdetr.training.evaluation": ("evaluate",),
-    "rfdetr.training.prediction": ("predict",),
-    "rfdetr.training.run": ("train",),
-    "rfdetr.training.sections": ("DataConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig",
-                                 "OptimConfig", "TrainConfig"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            globals()[name] = found = getattr(importlib.import_module(home), name)
-            return found
-    raise AttributeError(f"module 'rfdetr.training' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, {
+    "assemble": ("build_trainer",),
+    "config": ("DetectorConfig", "LossConfig", "RunConfig"),
+    "evaluation": ("evaluate",),
+    "prediction": ("predict",),
+    "run": ("train",),
+    "sections": ("DataConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "OptimConfig",
+                 "TrainConfig"),
+})

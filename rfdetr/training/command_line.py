@@ -8,11 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-from torch.distributed import is_torchelastic_launched
-
-from engine import CheckpointError
-from engine.watch import EXIT_CODE as PEER_EXIT_CODE
-from engine.watch import PeerError
 from rfdetr.errors import InputError, printable
 
 SECONDS_FOR_THE_FIRST = 5  # that other processes leave the first one to report an error
@@ -28,7 +23,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 3
     NON_FINITE = 4
     SAVE_FAILED = 5  # the run went to its end, but its last state is not on the disk
-    PEER_FAILED = PEER_EXIT_CODE  # another process failed, or none moved any more
+    PEER_FAILED = 6  # another process failed, or none moved any more (engine.watch.EXIT_CODE)
 
 
 def run_tool(main: Callable[[], ExitCode]) -> None:
@@ -37,16 +32,16 @@ def run_tool(main: Callable[[], ExitCode]) -> None:
     try:
         with shown_log():
             code = main()
-    except (InputError, CheckpointError) as error:
-        code, message = ExitCode.BAD_INPUT, error
-    except FloatingPointError as error:
-        code, message = ExitCode.NON_FINITE, error
-    except PeerError as error:
-        _report(error)
-        if is_torchelastic_launched():  # it names the process that ends first, which is to be the one that failed
-            time.sleep(2 * SECONDS_FOR_THE_FIRST)
-        sys.exit(ExitCode.PEER_FAILED)
+    except Exception as error:
+        code, message = _meaning(error), error
+        if code is None:
+            raise
     else:
+        sys.exit(code)
+    if code == ExitCode.PEER_FAILED:
+        _report(message)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun names the process that ends first, which is to be the one that failed
+            time.sleep(2 * SECONDS_FOR_THE_FIRST)
         sys.exit(code)
     if not is_first:
         # what is wrong for all processes is reported by the first, upon which torchrun ends the others; a bad image of this
@@ -54,6 +49,19 @@ def run_tool(main: Callable[[], ExitCode]) -> None:
         time.sleep(SECONDS_FOR_THE_FIRST)
     _report(message)
     sys.exit(code)
+
+
+def _meaning(error: Exception) -> ExitCode | None:
+    """Return the exit code of an error that is no fault of the program."""
+    if isinstance(error, InputError):
+        return ExitCode.BAD_INPUT
+    if isinstance(error, FloatingPointError):
+        return ExitCode.NON_FINITE
+    from engine import CheckpointError  # torch is loaded by now, which bad input above must not wait for
+    from engine.watch import PeerError
+
+    meanings = {CheckpointError: ExitCode.BAD_INPUT, PeerError: ExitCode.PEER_FAILED}
+    return next((code for kind, code in meanings.items() if isinstance(error, kind)), None)
 
 
 def _report(message: object) -> None:

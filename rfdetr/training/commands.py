@@ -1,38 +1,25 @@
-"""The commands ``rfdetr fit | validate | test | predict | check | pack``, which the files in tools/ run as well."""
+"""The commands ``rfdetr fit | validate | test | predict | check | pack``, which the files in tools/ run as well.
+
+Here they read their command lines. What they do then is in actions.py, which is imported once the words make sense: help and
+bad input are answered without waiting for torch.
+"""
 
 import argparse
+import importlib
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from engine.distributed import is_main_process, process_group
-from rfdetr.config import VARIANTS
-from rfdetr.data.formats import FORMATS
-from rfdetr.data.packing import MEGABYTE, pack_dataset
-from rfdetr.data.shards import find_shards
-from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
-from rfdetr.datacheck.fix import check_target
-from rfdetr.datacheck.sheet import draw_sheet
-from rfdetr.errors import InputError, printable
-from rfdetr.files import write_json
+from rfdetr.errors import InputError
 from rfdetr.training.command_line import ExitCode, run_tool
-from rfdetr.training.config import DetectorConfig, RunConfig
-from rfdetr.training.data import check_data
-from rfdetr.training.device import choose_device
-from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
-from rfdetr.training.parsing import make_config, make_parser, parse, set_defaults
-from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
-from rfdetr.training.run import train
-from rfdetr.training.tables import evaluation_tables
-from rfdetr.weights import read_checkpoint
+from rfdetr.training.config import RunConfig
+from rfdetr.training.installation import check_installation
+from rfdetr.training.parsing import check_words, make_config, make_parser, parse, set_defaults
 
-STATUS_CODES = {"done": ExitCode.DONE, "interrupted": ExitCode.INTERRUPTED, "non_finite": ExitCode.NON_FINITE,
-                "save_failed": ExitCode.SAVE_FAILED}
 CHECKPOINT_FLAGS = ("--checkpoint", "--ckpt_path")
 
 
@@ -59,9 +46,8 @@ def fit(argv: Sequence[str] | None = None) -> ExitCode:
     parser.add_argument("--overwrite", action="store_true", default=SUPPRESS, help="replace the run that is in output_dir")
     argv = _words(argv)
     arguments = parse(RunConfig, parser, argv)
-    results = train(make_config(RunConfig, parser, arguments), resume=arguments.get("resume"),
-                    overwrite=arguments.get("overwrite", False))
-    return STATUS_CODES[results["status"]]
+    config = make_config(RunConfig, parser, arguments)
+    return _actions().fit(config, resume=arguments.get("resume"), overwrite=arguments.get("overwrite", False))
 
 
 def validate(argv: Sequence[str] | None = None, *, split: str = "val") -> ExitCode:
@@ -74,17 +60,16 @@ def validate(argv: Sequence[str] | None = None, *, split: str = "val") -> ExitCo
     parser.add_argument("--use_ema", action="store_true", help="evaluate the averaged weights, where a file holds both")
     parser.add_argument("--output", default=SUPPRESS, help="JSON file for all numbers")
     _check_model_flags(argv)
-    checkpoint = read_checkpoint(_checkpoint_path(argv)) if not {"-h", "--help"} & set(argv) else {"args": {}}
-    set_defaults(RunConfig, parser, trusted_settings(checkpoint["args"]))
+    if {"-h", "--help"} & set(argv):
+        parse(RunConfig, parser, argv)
+    path = _checkpoint_path(argv)
+    check_words(RunConfig, parser, argv)
+    checkpoint, settings = _actions().read_settings(path)
+    set_defaults(RunConfig, parser, settings)
     arguments = parse(RunConfig, parser, argv)
     config = make_config(RunConfig, parser, arguments)
-    with process_group(choose_device(config), config.train.timeout_minutes):
-        content = evaluate_checkpoint(checkpoint, config, arguments.split, use_ema=arguments.use_ema)
-        if is_main_process():
-            sys.stdout.write(printable(evaluation_tables(content, arguments.split, config.eval.max_dets)) + "\n")
-            if "output" in arguments:
-                write_json(Path(arguments.output), {"checkpoint": arguments.checkpoint, "split": arguments.split, **content})
-    return ExitCode.DONE
+    return _actions().validate(checkpoint, config, path, split=arguments.split, use_ema=arguments.use_ema,
+                               output=arguments.get("output"))
 
 
 def test(argv: Sequence[str] | None = None) -> ExitCode:
@@ -117,15 +102,7 @@ def predict(argv: Sequence[str] | None = None) -> ExitCode:
     for name in ("checkpoint", "input"):
         if name not in arguments:
             raise InputError(f"--{name}: is missing; see --help")
-    check_numbers(arguments.threshold, arguments.batch_size)
-    named = find_pictures(Path(arguments.input))
-    output = Path(arguments.output)
-    check_output(output, [path for _, path in named], overwrite=arguments.overwrite)
-    predictor = Predictor(arguments.checkpoint, use_ema=arguments.use_ema, device=arguments.device,
-                          precision=arguments.precision)
-    predict_into(predictor, named, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
-                 draw=not arguments.json_only)
-    return ExitCode.DONE
+    return _actions().predict(arguments)
 
 
 def _predict_parser() -> ArgumentParser:
@@ -158,32 +135,7 @@ def check(argv: Sequence[str] | None = None) -> ExitCode:
     arguments = parse(RunConfig, parser, argv)
     if arguments.quick and ("fix" in arguments or arguments.decode):
         raise InputError("--quick opens no image; leave it out together with --decode or --fix")
-    if "fix" in arguments:
-        check_target(Path(arguments.fix))
-    config = make_config(RunConfig, parser, arguments)
-    data = replace(config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments})
-    input_size, num_queries = _model_limits(config.model, arguments.get("resolution"))
-    found = check_data(data, input_size, num_queries, quick=arguments.quick, decode=arguments.decode)
-    sys.stdout.write(printable(to_text(found)) + "\n")
-    if "output" in arguments:
-        folder = Path(arguments.output)
-        write_json(folder / "check.json", to_dict(found))
-        draw_sheet(found, folder / "check.png")
-        sys.stdout.write(f"\nwritten: {folder / 'check.json'}, {folder / 'check.png'}\n")
-    if "fix" in arguments:
-        path = write_fixed(found, Path(arguments.fix))
-        sys.stdout.write(f"\ncorrected annotations: train with --cfg {path}, which holds\n\n{path.read_text(encoding='utf-8')}\n")
-    return ExitCode.FOUND_ERRORS if has_errors(found) else ExitCode.DONE
-
-
-def _model_limits(model: DetectorConfig, resolution: str | None) -> tuple[tuple[int, int], int]:
-    """Return the model's input size (H, W) and its number of queries; `resolution` is a side in pixels or a variant."""
-    if resolution is None or resolution in VARIANTS:
-        architecture = (model if resolution is None else DetectorConfig(variant=resolution)).architecture()
-        return architecture.input_size, architecture.num_queries
-    if not str(resolution).isdecimal() or int(resolution) < 1:
-        raise InputError(f"--resolution {resolution}: must be a number of pixels, or one of {', '.join(VARIANTS)}")
-    return (int(resolution), int(resolution)), model.architecture().num_queries
+    return _actions().check(make_config(RunConfig, parser, arguments), arguments)
 
 
 def pack(argv: Sequence[str] | None = None) -> ExitCode:
@@ -191,19 +143,17 @@ def pack(argv: Sequence[str] | None = None) -> ExitCode:
     parser = argparse.ArgumentParser(prog=_prog("pack"), description=pack.__doc__, allow_abbrev=False)
     parser.add_argument("--dataset_dir", required=True, help="folder of the data set, all splits of which are packed")
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards; new or empty")
-    parser.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="layout of the data set (default: auto)")
+    parser.add_argument("--format", default="auto", help="layout of the data set (default: auto)")
     parser.add_argument("--shard_mb", type=int, default=256, help="megabytes from which on a shard is closed (default: 256)")
     arguments = parser.parse_args(_words(argv))
     if arguments.shard_mb < 1:
         raise InputError(f"--shard_mb {arguments.shard_mb}: it must be 1 or more")
-    output = arguments.output.expanduser().absolute()
-    packed = pack_dataset(arguments.dataset_dir, output, format=arguments.format, shard_mb=arguments.shard_mb)
-    for split, shards in find_shards(output).items():
-        raw, megabytes = packed[split], sum(shards.sizes.values()) / MEGABYTE
-        sys.stdout.write(f"{split}: {len(raw.image_ids)} images, {len(raw.boxes)} objects in {len(shards.sizes)} shards, "
-                         f"{megabytes:.1f} MB\n")
-    sys.stdout.write(f"train on it with: --data.dataset_dir {output}\n")
-    return ExitCode.DONE
+    return _actions().pack(arguments)
+
+
+def _actions() -> Any:
+    check_installation()
+    return importlib.import_module("rfdetr.training.actions")
 
 
 def _words(argv: Sequence[str] | None) -> list[str]:

@@ -49,13 +49,19 @@ def parse(run_class: type, parser: ArgumentParser, argv: Sequence[str]) -> Names
     Raises:
         InputError: an unknown key (with the nearest known one), a wrong type, a file that is missing or does not parse.
     """
-    check_flags(parser, argv)
+    check_words(run_class, parser, argv)
     for path in config_files(argv):
-        check_config_file(run_class, path)
         _add_to_import_path(str(path.resolve().parent))
     _add_to_import_path(os.getcwd())
     with plain_errors():
         return parser.parse_args(list(argv))
+
+
+def check_words(run_class: type, parser: ArgumentParser, argv: Sequence[str]) -> None:
+    """Refuse options and keys of configuration files that do not exist."""
+    check_flags(parser, argv)
+    for path in config_files(argv):
+        check_config_file(run_class, path)
 
 
 def set_defaults(run_class: type, parser: ArgumentParser, settings: Mapping[str, Any]) -> None:

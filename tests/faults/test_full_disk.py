@@ -18,8 +18,8 @@ from engine.background import BackgroundSaver, to_host
 from hooks import writers
 from rfdetr.errors import InputError
 from rfdetr.training import build_trainer, train
+from rfdetr.training.actions import STATUS_CODES
 from rfdetr.training.command_line import ExitCode
-from rfdetr.training.commands import STATUS_CODES
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -179,3 +179,15 @@ def test_torch_without_its_torchvision_is_one_message(write, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: torch ") and "matching pair" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "argv", [["fit", "--train.epochz=3"], ["fit", "--train.epochs=none"], ["fit", "--help"], ["fit", "--print_config"],
+             ["validate", "--help"], ["predict"], ["validate", "--checkpoint=a.pth", "--cfg=missing.yaml"]], ids=" ".join
+)
+def test_help_and_bad_input_do_not_wait_for_torch(argv):
+    code = ("import sys\nfrom rfdetr.training.command_line import run_tool\nfrom rfdetr.training.commands import COMMANDS\n"
+            "try:\n    run_tool(lambda: COMMANDS[sys.argv[1]](sys.argv[2:]))\n"
+            "except SystemExit as stop:\n    sys.exit('torch was loaded' if 'torch' in sys.modules else stop.code)")
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60)
+    assert done.returncode in (0, 2) and "torch was loaded" not in done.stderr, done.stderr[-500:]

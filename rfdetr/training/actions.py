@@ -1,0 +1,107 @@
+"""What the commands do once their command line has been read."""
+
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.distributed import is_main_process, process_group
+from rfdetr.config import VARIANTS
+from rfdetr.data.packing import MEGABYTE, pack_dataset
+from rfdetr.data.shards import find_shards
+from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
+from rfdetr.datacheck.fix import check_target
+from rfdetr.datacheck.sheet import draw_sheet
+from rfdetr.errors import InputError, printable
+from rfdetr.files import write_json
+from rfdetr.training.command_line import ExitCode
+from rfdetr.training.config import DetectorConfig, RunConfig
+from rfdetr.training.data import check_data
+from rfdetr.training.device import choose_device
+from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
+from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
+from rfdetr.training.run import train
+from rfdetr.training.tables import evaluation_tables
+from rfdetr.weights import read_checkpoint
+
+STATUS_CODES = {"done": ExitCode.DONE, "interrupted": ExitCode.INTERRUPTED, "non_finite": ExitCode.NON_FINITE,
+                "save_failed": ExitCode.SAVE_FAILED}
+
+
+def fit(config: RunConfig, *, resume: str | None, overwrite: bool) -> ExitCode:
+    """Train, and say how it ended."""
+    return STATUS_CODES[train(config, resume=resume, overwrite=overwrite)["status"]]
+
+
+def read_settings(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a checkpoint holds, and of it the settings of its run."""
+    checkpoint = read_checkpoint(path)
+    return checkpoint, trusted_settings(checkpoint["args"])
+
+
+def validate(
+    checkpoint: dict[str, Any], config: RunConfig, path: str, *, split: str, use_ema: bool, output: str | None
+) -> ExitCode:
+    """Evaluate what was read from `path`, and print the tables."""
+    with process_group(choose_device(config), config.train.timeout_minutes):
+        content = evaluate_checkpoint(checkpoint, config, split, use_ema=use_ema)
+        if is_main_process():
+            sys.stdout.write(printable(evaluation_tables(content, split, config.eval.max_dets)) + "\n")
+            if output is not None:
+                write_json(Path(output), {"checkpoint": path, "split": split, **content})
+    return ExitCode.DONE
+
+
+def predict(arguments: Namespace) -> ExitCode:
+    """Find objects on the pictures of ``arguments.input``."""
+    check_numbers(arguments.threshold, arguments.batch_size)
+    named = find_pictures(Path(arguments.input))
+    output = Path(arguments.output)
+    check_output(output, [path for _, path in named], overwrite=arguments.overwrite)
+    predictor = Predictor(arguments.checkpoint, use_ema=arguments.use_ema, device=arguments.device,
+                          precision=arguments.precision)
+    predict_into(predictor, named, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
+                 draw=not arguments.json_only)
+    return ExitCode.DONE
+
+
+def check(config: RunConfig, arguments: Namespace) -> ExitCode:
+    """Check the data set of a configuration; arguments of the command itself go over it."""
+    if "fix" in arguments:
+        check_target(Path(arguments.fix))
+    data = replace(config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments})
+    input_size, num_queries = _model_limits(config.model, arguments.get("resolution"))
+    found = check_data(data, input_size, num_queries, quick=arguments.quick, decode=arguments.decode)
+    sys.stdout.write(printable(to_text(found)) + "\n")
+    if "output" in arguments:
+        folder = Path(arguments.output)
+        write_json(folder / "check.json", to_dict(found))
+        draw_sheet(found, folder / "check.png")
+        sys.stdout.write(f"\nwritten: {folder / 'check.json'}, {folder / 'check.png'}\n")
+    if "fix" in arguments:
+        path = write_fixed(found, Path(arguments.fix))
+        sys.stdout.write(f"\ncorrected annotations: train with --cfg {path}, which holds\n\n{path.read_text(encoding='utf-8')}\n")
+    return ExitCode.FOUND_ERRORS if has_errors(found) else ExitCode.DONE
+
+
+def _model_limits(model: DetectorConfig, resolution: str | None) -> tuple[tuple[int, int], int]:
+    """Return the model's input size (H, W) and its number of queries; `resolution` is a side in pixels or a variant."""
+    if resolution is None or resolution in VARIANTS:
+        architecture = (model if resolution is None else DetectorConfig(variant=resolution)).architecture()
+        return architecture.input_size, architecture.num_queries
+    if not str(resolution).isdecimal() or int(resolution) < 1:
+        raise InputError(f"--resolution {resolution}: must be a number of pixels, or one of {', '.join(VARIANTS)}")
+    return (int(resolution), int(resolution)), model.architecture().num_queries
+
+
+def pack(arguments: Namespace) -> ExitCode:
+    """Pack all splits of a data set."""
+    output = arguments.output.expanduser().absolute()
+    packed = pack_dataset(arguments.dataset_dir, output, format=arguments.format, shard_mb=arguments.shard_mb)
+    for split, shards in find_shards(output).items():
+        raw, megabytes = packed[split], sum(shards.sizes.values()) / MEGABYTE
+        sys.stdout.write(f"{split}: {len(raw.image_ids)} images, {len(raw.boxes)} objects in {len(shards.sizes)} shards, "
+                         f"{megabytes:.1f} MB\n")
+    sys.stdout.write(f"train on it with: --data.dataset_dir {output}\n")
+    return ExitCode.DONE
