@@ -19,24 +19,31 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 def box_area(boxes: Tensor) -> Tensor:
     """xyxy boxes (..., 4) -> areas (...)."""
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    near, far = boxes.split(2, dim=-1)
+    return _product(far - near)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of xyxy boxes (..., 4), broadcast -> (...)."""
-    return _iou_and_union(a, b)[0]
+    iou, _ = _iou_and_union(*a.split(2, dim=-1), *b.split(2, dim=-1))
+    return iou
 
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU minus the share of the common hull that neither box covers, in [-1, 1]; arguments as in `box_iou`."""
-    iou, union = _iou_and_union(a, b)
-    sides = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    hull = sides[..., 0] * sides[..., 1]
+    near_a, far_a = a.split(2, dim=-1)
+    near_b, far_b = b.split(2, dim=-1)
+    iou, union = _iou_and_union(near_a, far_a, near_b, far_b)
+    hull = _product(torch.maximum(far_a, far_b) - torch.minimum(near_a, near_b))
     return iou - (hull - union) / hull.clamp(min=EPS)
 
 
-def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = box_area(a) + box_area(b) - intersection
+def _iou_and_union(near_a: Tensor, far_a: Tensor, near_b: Tensor, far_b: Tensor) -> tuple[Tensor, Tensor]:
+    intersection = _product((torch.minimum(far_a, far_b) - torch.maximum(near_a, near_b)).clamp(min=0))
+    union = _product(far_a - near_a) + _product(far_b - near_b) - intersection
     return intersection / union.clamp(min=EPS), union
+
+
+def _product(sides: Tensor) -> Tensor:
+    width, height = sides.unbind(-1)
+    return width * height

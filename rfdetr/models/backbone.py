@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rfdetr.errors import InputError
 from rfdetr.models.attention import attention
+from rfdetr.models.fused import scaled_add
 from rfdetr.models.projector import Projector
 
 _EPS = 1e-6
@@ -52,9 +53,9 @@ class WindowedBlock(Block):
         normed = self.norm1(tokens)
         if num_joined > 1:
             normed = normed.reshape(-1, num_joined * tokens.shape[1], tokens.shape[2])
-        attended = self.ls1(_self_attention(self.attn, normed)).reshape(tokens.shape)
-        tokens = tokens + self.drop_path1(attended)
-        return tokens + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens))))
+        attended = _self_attention(self.attn, normed).reshape(tokens.shape)
+        tokens = scaled_add(tokens, self.drop_path1(attended), self.ls1.gamma)
+        return scaled_add(tokens, self.drop_path2(self.mlp(self.norm2(tokens))), self.ls2.gamma)
 
 
 class WindowedViT(nn.Module):
@@ -160,8 +161,9 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _self_attention(layer: nn.Module, tokens: Tensor) -> Tensor:
     """Run timm's attention layer on tokens (B, T, C), with the kernel of `attention`."""
-    query, key, value = layer.qkv(tokens).unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    return layer.proj(attention(query, key, value).transpose(1, 2).flatten(2))
+    # taken apart before they are transposed: backward then puts the gradients together where they belong, without a copy
+    parts = layer.qkv(tokens).unflatten(-1, (3, layer.num_heads, -1)).unbind(2)
+    return layer.proj(attention(*(part.transpose(1, 2) for part in parts)).transpose(1, 2).flatten(2))
 
 
 class Backbone(nn.Module):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfdetr.models import fused
+
 _PRIOR = 0.01  # chance of an object that a fresh class head predicts
 
 
@@ -15,9 +17,9 @@ def decode_boxes(delta: Tensor, reference: Tensor) -> Tensor:
 
     The centre moves by multiples of the reference's size and the size is scaled by exp, so nothing bounds a box.
     """
-    delta = delta.to(reference.dtype)
-    size = reference[..., 2:]
-    return torch.cat((delta[..., :2] * size + reference[..., :2], delta[..., 2:].exp() * size), dim=-1)
+    shift, growth = delta.to(reference.dtype).split(2, dim=-1)
+    centre, size = reference.split(2, dim=-1)
+    return torch.cat((torch.addcmul(centre, shift, size), growth.exp() * size), dim=-1)
 
 
 def full_precision(layer: nn.Module, x: Tensor) -> Tensor:
@@ -71,9 +73,7 @@ def class_head(width: int, num_logits: int) -> nn.Linear:
 
 def grouped_linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
     """Apply layer g to x[g] for all groups in one product: x (G, R, I) -> (G, R, O)."""
-    weight = torch.stack([layer.weight for layer in layers])
-    bias = torch.stack([layer.bias for layer in layers])
-    return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+    return fused.grouped_linear(x, torch.stack([layer.weight for layer in layers]), torch.stack([layer.bias for layer in layers]))
 
 
 def grouped_full_precision(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
