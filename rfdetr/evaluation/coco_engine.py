@@ -1,18 +1,20 @@
-"""Run the COCO engine, hotcoco, over image records: columns in, tables and matches out; float64 throughout, nothing printed."""
+"""Run the COCO engine, vernier, over image records: arrays in, tables and matches out; float64 throughout.
+
+Of the engines tried (also hotcoco and faster-coco-eval, all equal to pycocotools) it is the one that gives the matches as
+columns, and that a forked process may use after its parent has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from hotcoco import COCO, COCOeval
-from hotcoco.mask import area as mask_area
+import pyarrow
+from vernier import instance as engine
 
-from rfdetr.evaluation.records import RLE, ImageRecord, Instances
+from rfdetr.evaluation.records import ImageRecord, Instances
 
 AREAS = ("all", "small", "medium", "large")
-MATCH_IOU = 0.5
 EVERY_DETECTION = 1_000_000  # a limit that no image reaches
 
 
@@ -44,30 +46,43 @@ class CocoTables:
         return float(values.mean()) if values.size else -1.0
 
 
-class Evaluation:
-    """`images` compared by the overlap of boxes ("bbox") or masks ("segm"), once, for all limits of detections in `max_dets`."""
+@dataclass(frozen=True)
+class Matches:
+    """What became of D detections, image by image, at IoU 0.5."""
 
-    def __init__(self, images: list[ImageRecord], iou_type: str, max_dets: list[int]) -> None:
-        self._images, self._max_dets = images, sorted(set(max_dets))
-        self._evaluator = _evaluator(images, iou_type, self._max_dets)
-        self._evaluator.evaluate()
+    targets: np.ndarray  # (D,) index of the target that each has found, over all images, or -1
+    counts: np.ndarray  # (D,) bool: not one that only found a crowd region, or is beyond the limit of its image and class
+
+
+class Evaluation:
+    """`images` compared by the overlap of boxes ("bbox") or masks ("segm"), once, for all limits of detections in `max_dets`.
+
+    Args:
+        by_class: compare detections with targets of their own class only.
+    """
+
+    def __init__(self, images: list[ImageRecord], iou_type: str, max_dets: list[int], *, by_class: bool = True) -> None:
+        labels = np.unique(_joined([side for image in images for side in (image.detections, image.targets)], "labels"))
+        self._classes, self._max_dets = labels.tolist(), sorted(set(max_dets))
+        self._num_detections = sum(len(image.detections) for image in images)
+        run = engine.evaluate_segm_grid if iou_type == "segm" else engine.evaluate_bbox_grid
+        self._grid = run(
+            _truth(images, self._classes, iou_type), [_found(index, image, iou_type) for index, image in enumerate(images)],
+            parity_mode="strict", max_dets_per_image=self._max_dets[-1], use_cats=by_class, retain_iou=True,
+            dt_area="mask" if iou_type == "segm" else "bbox")
 
     def tables(self) -> CocoTables:
-        self._evaluator.accumulate()
-        tables = self._evaluator.eval
-        return CocoTables(sorted(self._evaluator.params.cat_ids), self._max_dets, tables["precision"], tables["recall"])
+        tables = self._grid.accumulate(self._max_dets)
+        return CocoTables(self._classes, self._max_dets, tables.precision, tables.recall)
 
-    def matches(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return of all detections, image by image, whether each found a target at IoU 0.5, and whether it counts at all.
-
-        Those that only found a crowd region, or are beyond the largest limit of their image and class, do not count.
-        """
-        statuses = self._evaluator.image_diagnostics(iou_thr=MATCH_IOU)
-        matched, counts = np.zeros((2, sum(len(image.detections) for image in self._images)), dtype=bool)
-        # the engine numbers detections from 1
-        counts[_numbers(statuses["dt_status"]) - 1] = True
-        matched[_numbers(statuses["dt_match"]) - 1] = True
-        return matched, counts
+    def matches(self) -> Matches:
+        rows = pyarrow.record_batch(engine.per_detection_to_arrow_pycapsule(self._grid))
+        numbers = rows["detection_id"].to_numpy() - 1  # the engine counts from 1, targets as well
+        targets, counts = np.full(self._num_detections, -1), np.zeros(self._num_detections, dtype=bool)
+        targets[numbers] = rows["matched_gt_id_at_50"].fill_null(0).to_numpy() - 1
+        status = rows["match_status_at_50"]
+        counts[numbers] = np.isin(status.dictionary.to_numpy(zero_copy_only=False), ("tp", "fp"))[status.indices.to_numpy()]
+        return Matches(np.where(counts, targets, -1), counts)
 
 
 def confusion_matrix(
@@ -86,46 +101,37 @@ def confusion_matrix(
         )
         for image in images
     ]
-    evaluator = _evaluator(images, "segm" if masks else "bbox", [EVERY_DETECTION])
-    evaluator.params.use_cats = False  # the engine's own confusion matrix takes detections in a crowd for false alarms
-    evaluator.evaluate()
-    statuses = evaluator.image_diagnostics(iou_thr=MATCH_IOU)
-    true_labels = _joined([image.targets for image in images], "labels")
-    found_labels = _joined([image.detections for image in images], "labels")
-    rows = np.full(len(found_labels), num_classes)
-    matches = statuses["dt_match"]  # of detection to target, both numbered from 1
-    rows[_numbers(matches) - 1] = true_labels[_numbers(matches.values()) - 1]
-    counted = _numbers(statuses["dt_status"]) - 1
-    missed = _numbers(number for number, status in statuses["gt_status"].items() if status == "fn") - 1
+    matches = Evaluation(images, "segm" if masks else "bbox", [EVERY_DETECTION], by_class=False).matches()
+    found, targets = ([getattr(image, side) for image in images] for side in ("detections", "targets"))
+    found_labels, true_labels = _joined(found, "labels"), np.append(_joined(targets, "labels"), num_classes)  # -1: background
+    is_missed = np.append(~_joined(targets, "crowd").astype(bool), False)
+    is_missed[matches.targets] = False
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
-    np.add.at(counts, (rows[counted], found_labels[counted]), 1)
-    np.add.at(counts, (true_labels[missed], num_classes), 1)
+    np.add.at(counts, (true_labels[matches.targets][matches.counts], found_labels[matches.counts]), 1)
+    np.add.at(counts, (true_labels[is_missed], num_classes), 1)
     return counts
 
 
-def _evaluator(images: list[ImageRecord], iou_type: str, max_dets: list[int]) -> COCOeval:
-    found, targets = [image.detections for image in images], [image.targets for image in images]
-    labels = np.unique(np.concatenate([np.zeros(0, np.int64), *(some.labels for some in (*found, *targets))]))
-    truth = COCO.from_arrays(
-        images=[{"id": index, **_mask_size(image)} for index, image in enumerate(images)],
-        categories=[{"id": label, "name": str(label)} for label in labels.tolist()],
-        image_ids=_image_ids(targets), category_ids=_joined(targets, "labels"), boxes=_joined(targets, "xywh"),
-        area=_joined(targets, "areas"), iscrowd=_joined(targets, "crowd"), segmentation=_masks(targets, iou_type),
-    )
-    columns = [_image_ids(found)[:, None], _engine_boxes(found, iou_type), _joined(found, "scores")[:, None],
-               _joined(found, "labels")[:, None]]
-    detections = truth.load_res(np.concatenate(columns, axis=1), segmentation=_masks(found, iou_type))
-    evaluator = COCOeval(truth, detections, iou_type)
-    evaluator.params.max_dets = max_dets
-    return evaluator
+def _truth(images: list[ImageRecord], classes: list[int], iou_type: str) -> engine.CocoDataset:
+    targets = [image.targets for image in images]
+    sizes = np.array([_mask_size(image) for image in images], dtype=np.int64).reshape(-1, 2)
+    labels = _joined(targets, "labels")
+    annotations = {
+        "id": np.arange(1, len(labels) + 1), "image_id": np.repeat(np.arange(len(images)), [len(some) for some in targets]),
+        "category_id": labels, "bbox": _joined(targets, "xywh"), "area": _joined(targets, "areas"),
+        "iscrowd": _joined(targets, "crowd").astype(bool),
+    }
+    if iou_type == "segm":
+        annotations["segmentation"] = [mask for some in targets for mask in some.masks]
+    return engine.CocoDataset.from_arrays(
+        images={"id": np.arange(len(images)), "height": sizes[:, 0].copy(), "width": sizes[:, 1].copy()},
+        categories=[{"id": label, "name": str(label)} for label in classes], annotations=annotations)
 
 
-def _numbers(values: Iterable[int]) -> np.ndarray:
-    return np.fromiter(values, dtype=np.int64)
-
-
-def _image_ids(instances: list[Instances]) -> np.ndarray:
-    return np.repeat(np.arange(len(instances)), [len(some) for some in instances])
+def _found(index: int, image: ImageRecord, iou_type: str) -> engine.Detections:
+    found = image.detections
+    arrays = {"image_id": index, "boxes": found.xywh, "scores": found.scores.astype(np.float64), "labels": found.labels}
+    return {**arrays, "rles": found.masks} if iou_type == "segm" else arrays
 
 
 def _joined(instances: list[Instances], name: str) -> np.ndarray:
@@ -133,18 +139,6 @@ def _joined(instances: list[Instances], name: str) -> np.ndarray:
     return np.concatenate([empty, *(getattr(some, name) for some in instances)])
 
 
-def _masks(instances: list[Instances], iou_type: str) -> list[RLE] | None:
-    return [mask for some in instances for mask in some.masks] if iou_type == "segm" else None
-
-
-def _engine_boxes(found: list[Instances], iou_type: str) -> np.ndarray:
-    """Boxes (n, 4) xywh of detections; for masks any of their area, which is all that the engine takes from them then."""
-    if iou_type == "bbox":
-        return _joined(found, "xywh")
-    areas = np.asarray(mask_area(_masks(found, iou_type)), dtype=np.float64).reshape(-1, 1)
-    return np.concatenate([np.zeros((len(areas), 2)), areas, np.ones((len(areas), 1))], axis=1)
-
-
-def _mask_size(image: ImageRecord) -> dict[str, int]:
+def _mask_size(image: ImageRecord) -> list[int]:
     masks = image.targets.masks or image.detections.masks
-    return dict(zip(("height", "width"), masks[0]["size"])) if masks else {"height": 0, "width": 0}
+    return masks[0]["size"] if masks else [0, 0]

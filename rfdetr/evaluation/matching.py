@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rfdetr.evaluation.coco_engine import Matches
 from rfdetr.evaluation.records import ImageRecord
 
 
@@ -19,8 +20,8 @@ class ClassMatches:
     num_targets: int
 
 
-def class_matches(images: list[ImageRecord], matched: np.ndarray, counts: np.ndarray) -> dict[int, ClassMatches]:
-    """Group by class what `coco_engine.Evaluation.matches` says of the detections of `images`."""
+def class_matches(images: list[ImageRecord], matches: Matches) -> dict[int, ClassMatches]:
+    """Group by class what became of the detections of `images`."""
     if not images:
         return {}
     labels = np.concatenate([image.detections.labels for image in images])
@@ -33,7 +34,7 @@ def class_matches(images: list[ImageRecord], matched: np.ndarray, counts: np.nda
     for label in sorted({*rows_of, *target_labels.tolist()}):
         rows = rows_of.get(label, nothing)
         num_targets = int((is_target & (target_labels == label)).sum())
-        found[label] = ClassMatches(scores[rows], matched[rows], ~counts[rows], num_targets)
+        found[label] = ClassMatches(scores[rows], matches.targets[rows] >= 0, ~matches.counts[rows], num_targets)
     return found
 
 

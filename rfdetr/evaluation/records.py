@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hotcoco.mask import frPyObjects
+from pycocotools.mask import frPyObjects
 from torch import Tensor
 
 from rfdetr.run_length import run_lengths

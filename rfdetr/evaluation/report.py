@@ -38,7 +38,7 @@ def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], max_dets:
         per_class[iou_type] = {label: value for label, value in values.items() if value > -1}
     if max_dets < COCO_MAX_DETS:  # matches are at the largest limit
         evaluation = Evaluation(images, iou_type, [max_dets])
-    matches = class_matches(images, *evaluation.matches())
+    matches = class_matches(images, evaluation.matches())
     return CocoReport(summaries[max_dets], summaries[COCO_MAX_DETS], per_class, _pr_curves(tables, max_dets), matches)
 
 

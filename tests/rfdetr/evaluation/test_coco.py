@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -180,6 +182,16 @@ def test_the_order_of_images_does_not_matter():
     backward = evaluated(results[::-1], targets[::-1])
     assert forward.compute() == backward.compute()
     assert forward.per_class() == backward.per_class()
+
+
+def test_a_forked_process_can_evaluate_as_its_parent_has():
+    results, targets = golden_images(CASES[0])
+    expected = evaluated(results, targets).compute()
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(0 if evaluated(results, targets).compute() == expected else 1))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0, "an engine with threads of its own waits for ever here"
 
 
 def test_detections_in_images_without_targets_count():
