@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rfdetr.box_ops import box_iou, cxcywh_to_xyxy, generalized_box_iou
+from rfdetr.box_ops import both_box_ious, cxcywh_to_xyxy
 from rfdetr.losses.functional import FOREGROUND, background_factor, background_loss, relative_quality
 from rfdetr.losses.masks import mask_losses, matched_mask_logits
 from rfdetr.losses.matcher import HungarianMatcher, Pairs
@@ -88,12 +88,9 @@ class SetCriterion(nn.Module):
         stacked = StackedOutputs.from_layers(list(layers.values()))
         flat = FlatTargets.from_list(targets, stacked)
         matched = _Matched.from_pairs(self.matcher.match(stacked, flat, self._num_groups), stacked, flat)
-        sums, results = {}, {}
+        sums, results = self._pair_sums(stacked, flat, matched), {}
         if "labels" in self.losses:
-            sums["loss_ce"] = self._class_sums(stacked, flat, matched)
             results["class_error"] = _class_error(stacked, flat, matched)
-        if "boxes" in self.losses:
-            sums["loss_bbox"], sums["loss_giou"] = _box_sums(stacked, flat, matched)
         if "masks" in self.losses:
             sums["loss_mask_ce"], sums["loss_mask_dice"] = self._mask_sums(stacked, flat, matched)
         for name, values in sums.items():
@@ -103,17 +100,31 @@ class SetCriterion(nn.Module):
             results |= zip([f"cardinality_error{suffix}" for suffix in layers], values.unbind())
         return results
 
-    def _class_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> Tensor:
-        """(L,) classification losses; see `rfdetr.losses.functional` for how they are put together."""
-        factor = background_factor(self.class_loss, self.focal_alpha)
-        background = factor * _layer_sums(background_loss(stacked.logits), stacked.query_counts, dim=1)
+    def _pair_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> dict[str, Tensor]:
+        """(L,) for each of the losses of classes and boxes."""
         predicted, wanted = matched.boxes(stacked, flat)
-        quality = box_iou(cxcywh_to_xyxy(predicted.detach()), cxcywh_to_xyxy(wanted))
+        iou, giou = both_box_ious(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+        values = {}
+        if "labels" in self.losses:
+            values["loss_ce"] = self._class_change(stacked, flat, matched, iou.detach())
+        if "boxes" in self.losses:
+            values["loss_bbox"] = (predicted - wanted).abs().sum(-1)
+            values["loss_giou"] = 1 - giou
+        if not values:
+            return {}
+        sums = dict(zip(values, (torch.stack(list(values.values())) @ matched.layers).unbind()))
+        if "labels" in self.losses:
+            factor = background_factor(self.class_loss, self.focal_alpha)
+            sums["loss_ce"] = torch.add(sums["loss_ce"], _background_sums(stacked), alpha=factor)
+        return sums
+
+    def _class_change(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched", quality: Tensor) -> Tensor:
+        """(P,) how far matched logits' losses are from those of background; see `rfdetr.losses.functional`."""
         if self.class_loss == "position_supervised":
             quality = relative_quality(quality, matched.segments, len(matched.lengths))
         logits = matched.class_logits(stacked, flat)
-        change = FOREGROUND[self.class_loss](logits, quality, self.focal_alpha) - factor * background_loss(logits)
-        return background + _layer_sums(change, matched.layer_counts)
+        change = FOREGROUND[self.class_loss](logits, quality, self.focal_alpha)
+        return change.sub(background_loss(logits), alpha=background_factor(self.class_loss, self.focal_alpha))
 
     def _mask_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> tuple[Tensor, Tensor]:
         """Two (L,): cross entropy and dice losses of the matched masks."""
@@ -137,6 +148,7 @@ class _Matched:
     rows: Tensor  # (P,) index into the queries of the image and layer
     objects: Tensor  # (P,) index into the T objects
     segments: Tensor  # (P,) layer * B + image
+    layers: Tensor  # (P, L) one where a pair is of a layer, else zero
     lengths: list[int]  # pairs of each segment
     layer_counts: list[int]  # pairs of each layer
 
@@ -152,7 +164,8 @@ class _Matched:
         objects = np.concatenate([objects for layer in pairs for _, objects in layer]) + flat.offsets[images]
         indices = to_device(np.stack([queries, rows, objects, segments]), stacked.device)
         layer_counts = np.bincount(layers, minlength=len(pairs)).tolist()
-        return cls(*indices.unbind(), lengths=lengths, layer_counts=layer_counts)
+        of_layer = to_device(layers[:, None] == np.arange(len(pairs)), stacked.device).to(stacked.boxes.dtype)
+        return cls(*indices.unbind(), layers=of_layer, lengths=lengths, layer_counts=layer_counts)
 
     def boxes(self, stacked: StackedOutputs, flat: FlatTargets) -> tuple[Tensor, Tensor]:
         """Predicted and wanted boxes of the pairs, both (P, 4) cxcywh."""
@@ -164,16 +177,10 @@ class _Matched:
         return stacked.logits.flatten().index_select(0, index)
 
 
-def _layer_sums(values: Tensor, counts: list[int], dim: int = 0) -> Tensor:
-    """Sum the part of each layer along ``dim`` -> (L,)."""
-    return torch.stack([part.sum() for part in values.split(counts, dim)])
-
-
-def _box_sums(stacked: StackedOutputs, flat: FlatTargets, matched: _Matched) -> tuple[Tensor, Tensor]:
-    """Two (L,): L1 distances and 1 - GIoU of the matched boxes."""
-    predicted, wanted = matched.boxes(stacked, flat)
-    giou = generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
-    return _layer_sums((predicted - wanted).abs(), matched.layer_counts), _layer_sums(1 - giou, matched.layer_counts)
+def _background_sums(stacked: StackedOutputs) -> Tensor:
+    """(L,) sums of `background_loss` over all logits of a layer."""
+    losses = background_loss(stacked.logits)
+    return torch.stack([part.sum() for part in losses.split(stacked.query_counts, dim=1)])
 
 
 @torch.no_grad()

@@ -115,10 +115,10 @@ class _CostTable:
         images = np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
         images = to_device(images, self.stacked.device)
         objects = slice(blocks[0][1], blocks[-1][2])
-        predicted = self.planes.index_select(1, images).permute(1, 2, 0)  # (R, N, 8)
+        planes = self.planes.index_select(1, images)  # (8, R, N)
         wanted = self.target_boxes[objects, None]  # (R, 1, 8)
-        l1 = sum((predicted[..., axis] - wanted[..., axis]).abs() for axis in range(4))
-        giou = generalized_box_iou(predicted[..., 4:], wanted[..., 4:])
+        l1 = (planes[:4] - wanted[..., :4].permute(2, 0, 1)).abs_().sum(0)
+        giou = generalized_box_iou(planes[4:].permute(1, 2, 0), wanted[..., 4:])
         logits = self.stacked.logits.transpose(1, 2)[images, self.targets.labels[objects]]  # (R, N)
         class_cost = focal_cost(logits, matcher.focal_alpha)
         return matcher.cost_bbox * l1 + matcher.cost_class * class_cost - matcher.cost_giou * giou

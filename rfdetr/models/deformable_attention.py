@@ -18,6 +18,22 @@ class Memory(NamedTuple):
     valid_ratios: Tensor | None  # (B, L, 2) unpadded share (x, y) of each level
 
 
+class SamplingFrame(NamedTuple):
+    """Where queries look from, in grid_sample's coordinates (-1 and 1 are the map's edges); the same for all layers.
+
+    Kept in the references' precision: a bfloat16 coordinate would be off by cells.
+    """
+
+    centres: Tensor  # (B, 1, N, L or 1, 1, 2)
+    reach: Tensor  # the same shape: how far an offset of 1 leads; one of `num_points` reaches the edge of the box
+
+    @classmethod
+    def of(cls, reference: Tensor, num_points: int) -> "SamplingFrame":
+        """reference (B, N, L or 1, 4) cxcywh on the padded map."""
+        centres, sizes = reference[:, None, :, :, None].chunk(2, dim=-1)
+        return cls(2 * centres - 1, sizes / num_points)
+
+
 class DeformableAttention(nn.Module):
     """Multi-head attention over `num_points` sampled points a head and level."""
 
@@ -47,36 +63,23 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Memory) -> Tensor:
-        """Sample the memory around the references.
-
-        Args:
-            query: (B, N, D).
-            reference: (B, N, L or 1, 4) cxcywh on the padded map.
-
-        Returns:
-            (B, N, D).
-        """
+    def forward(self, query: Tensor, frame: SamplingFrame, memory: Memory) -> Tensor:
+        """Sample the memory around the queries' references: query (B, N, D) -> (B, N, D)."""
         value = self.value_proj(memory.tokens)
         if memory.padding is not None:
             value = value.masked_fill(memory.padding[..., None], 0.0)
-        grid = self._sampling_grid(query, reference)  # (B, h, N, L, P, 2)
+        grid = self._sampling_grid(query, frame)  # (B, h, N, L, P, 2)
         sampled = _sample_levels(value.to(grid.dtype), memory.shapes, grid)  # (B * h, D / h, N, L * P)
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B * h, 1, N, L * P)
         output = (sampled * weights).sum(-1).view(*query.shape[:1], -1, query.shape[1])
         return self.output_proj(output.transpose(1, 2).to(query.dtype))
 
-    def _sampling_grid(self, query: Tensor, reference: Tensor) -> Tensor:
-        """Where to look, in grid_sample's coordinates (-1 and 1 are the map's edges): (B, h, N, L, P, 2).
-
-        Kept in the references' precision: a bfloat16 coordinate would be off by cells. An offset of `num_points`
-        reaches from the box's centre to its edge.
-        """
-        offsets = self.sampling_offsets(query).to(reference.dtype)
+    def _sampling_grid(self, query: Tensor, frame: SamplingFrame) -> Tensor:
+        """Where to look: (B, h, N, L, P, 2)."""
+        offsets = self.sampling_offsets(query).to(frame.centres.dtype)
         offsets = offsets.unflatten(-1, (self.num_heads, self.num_levels, self.num_points, 2)).transpose(1, 2)
-        centres, sizes = reference[:, None, :, :, None].chunk(2, dim=-1)  # (B, 1, N, L, 1, 2)
-        return torch.addcmul(2 * centres - 1, offsets, sizes / self.num_points)
+        return torch.addcmul(frame.centres, offsets, frame.reach)
 
 
 def _sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], grid: Tensor) -> Tensor:

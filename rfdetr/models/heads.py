@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.models import fused
+from rfdetr.models.fused import grouped_linear
 
 _PRIOR = 0.01  # chance of an object that a fresh class head predicts
 
@@ -71,20 +71,20 @@ def class_head(width: int, num_logits: int) -> nn.Linear:
     return head
 
 
-def grouped_linear(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
-    """Apply layer g to x[g] for all groups in one product: x (G, R, I) -> (G, R, O)."""
-    return fused.grouped_linear(x, torch.stack([layer.weight for layer in layers]), torch.stack([layer.bias for layer in layers]))
+def stack_layers(layers: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Return the weights and the biases of G layers, each stacked on a first axis."""
+    return torch.stack([layer.weight for layer in layers]), torch.stack([layer.bias for layer in layers])
 
 
-def grouped_full_precision(layers: Sequence[nn.Linear], x: Tensor) -> Tensor:
+def grouped_full_precision(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`grouped_linear` in the precision of the weights, also under autocast (see `full_precision`)."""
     with torch.autocast(x.device.type, enabled=False):
-        return grouped_linear(layers, x.to(layers[0].weight.dtype))
+        return grouped_linear(x.to(weight.dtype), weight, bias)
 
 
 def grouped_boxes(heads: Sequence[BoxHead], x: Tensor) -> Tensor:
     """Box deltas of head g for x[g]: x (G, R, D) -> (G, R, 4)."""
     *hidden, last = zip(*(head.layers for head in heads))
     for layers in hidden:
-        x = F.relu(grouped_linear(layers, x))
-    return grouped_full_precision(last, x)
+        x = F.relu(grouped_linear(x, *stack_layers(layers)))
+    return grouped_full_precision(x, *stack_layers(last))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rfdetr.models.attention import attention
-from rfdetr.models.deformable_attention import DeformableAttention, Memory
+from rfdetr.models.deformable_attention import DeformableAttention, Memory, SamplingFrame
 from rfdetr.models.heads import MLP, BoxHead, class_head, decode_boxes
 from rfdetr.models.position_encoding import sine_box_embedding
 from rfdetr.models.two_stage import GroupHeads, Selection, make_proposals, select_tokens, valid_extent
@@ -64,10 +64,10 @@ class DecoderLayer(nn.Module):
         self.dropout2 = nn.Dropout(0.0)
         self.dropout3 = nn.Dropout(0.0)
 
-    def forward(self, x: Tensor, position: Tensor, reference: Tensor, memory: Memory, num_groups: int) -> Tensor:
-        """x, position (B, N, D), reference (B, N, L or 1, 4) -> (B, N, D)."""
+    def forward(self, x: Tensor, position: Tensor, frame: SamplingFrame, memory: Memory, num_groups: int) -> Tensor:
+        """x, position (B, N, D) -> (B, N, D)."""
         x = self.norm1(x + self.dropout1(self.self_attn(x, position, num_groups)))
-        x = self.norm2(x + self.dropout2(self.cross_attn(x + position, reference, memory)))
+        x = self.norm2(x + self.dropout2(self.cross_attn(x + position, frame, memory)))
         return self.norm3(x + self.dropout3(self.linear2(self.dropout(F.relu(self.linear1(x))))))
 
 
@@ -77,6 +77,7 @@ class Decoder(nn.Module):
     def __init__(self, layer: DecoderLayer, num_layers: int, width: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(num_layers))
+        self.num_points = layer.cross_attn.num_points
         self.norm = nn.LayerNorm(width)
         self.ref_point_head = MLP(2 * width, width, width, num_layers=2)
 
@@ -87,9 +88,10 @@ class Decoder(nn.Module):
             reference = reference * torch.cat((memory.valid_ratios, memory.valid_ratios), dim=-1)[:, None]
         position = sine_box_embedding(reference[:, :, 0], x.shape[-1] // 2)
         position = self.ref_point_head(position.to(x.dtype))
+        frame = SamplingFrame.of(reference, self.num_points)
         outputs = []
         for layer in self.layers:
-            x = layer(x, position, reference, memory, num_groups)
+            x = layer(x, position, frame, memory, num_groups)
             outputs.append(x)
         return self.norm(torch.stack(outputs))
 
@@ -142,8 +144,8 @@ class Transformer(nn.Module):
         """
         memory = _flatten_levels(levels, masks)
         proposals = make_proposals(memory.shapes, masks, memory.tokens.device)
-        heads = GroupHeads(self.enc_output[:num_groups], self.enc_output_norm[:num_groups],
-                           self.enc_out_class_embed[:num_groups], self.enc_out_bbox_embed[:num_groups])
+        heads = GroupHeads.of(self.enc_output[:num_groups], self.enc_output_norm[:num_groups],
+                              self.enc_out_class_embed[:num_groups], self.enc_out_bbox_embed[:num_groups])
         selection = select_tokens(memory.tokens, proposals, heads, self.num_queries)
         reference = _query_references(query_deltas, selection.boxes.detach())
         queries = query_features.expand(memory.tokens.shape[0], -1, -1)

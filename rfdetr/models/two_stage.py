@@ -7,13 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.models.heads import (
-    BoxHead,
-    decode_boxes,
-    grouped_boxes,
-    grouped_full_precision,
-    grouped_linear,
-)
+from rfdetr.models.fused import grouped_linear
+from rfdetr.models.heads import BoxHead, decode_boxes, grouped_boxes, grouped_full_precision, stack_layers
 
 _PROPOSAL_SIZE = 0.05  # side of a proposal on the first level, as a share of the image
 _MARGIN = 0.01  # a valid proposal's numbers lie strictly between this and one minus this
@@ -33,12 +28,18 @@ class Selection(NamedTuple):
 
 
 class GroupHeads(NamedTuple):
-    """The first stage's own layers, one of each a group."""
+    """The first stage's own layers, one of each a group, their weights stacked on the first axis."""
 
-    output: Sequence[nn.Linear]
-    norm: Sequence[nn.LayerNorm]
-    classes: Sequence[nn.Linear]
+    output: tuple[Tensor, Tensor]  # weight (G, D, D), bias (G, D)
+    norm: tuple[Tensor, Tensor]  # (G, D) each
+    classes: tuple[Tensor, Tensor]  # (G, K, D), (G, K)
     boxes: Sequence[BoxHead]
+    eps: float  # of the norm
+
+    @classmethod
+    def of(cls, output: Sequence[nn.Linear], norm: Sequence[nn.LayerNorm], classes: Sequence[nn.Linear],
+           boxes: Sequence[BoxHead]) -> "GroupHeads":
+        return cls(*(stack_layers(layers) for layers in (output, norm, classes)), boxes, norm[0].eps)
 
 
 def make_proposals(shapes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | None,
@@ -80,16 +81,18 @@ def select_tokens(memory: Tensor, proposals: Proposals, heads: GroupHeads, num_q
     groups' layers run once over all tokens without a graph, and with a graph only over the chosen ones.
     """
     batch, num_tokens, _ = memory.shape
-    groups, chosen = len(heads.output), min(num_queries, num_tokens)
+    groups, chosen = len(heads.boxes), min(num_queries, num_tokens)
     memory = memory.masked_fill(proposals.invalid[..., None], 0.0)
     best = _class_scores(memory, heads).topk(chosen, dim=-1).indices  # (G, B, k)
-    offsets = torch.arange(batch, device=memory.device)[:, None] * num_tokens
-    rows = (best + offsets).flatten()
+    starts = torch.arange(0, batch * num_tokens, num_tokens, device=memory.device)
+    rows = (best + starts[:, None]).flatten()
     features = memory.flatten(0, 1).index_select(0, rows).unflatten(0, (groups, -1))  # (G, B * k, D)
-    features = _grouped_norm(heads.norm, grouped_linear(heads.output, features))
+    gains, offsets = heads.norm
+    features = F.layer_norm(grouped_linear(features, *heads.output), features.shape[-1:], eps=heads.eps)
+    features = torch.addcmul(offsets[:, None], features, gains[:, None])
     boxes = proposals.boxes.expand(batch, -1, -1).flatten(0, 1).index_select(0, rows).unflatten(0, (groups, -1))
     boxes = boxes.to(torch.promote_types(memory.dtype, boxes.dtype))
-    results = (features, grouped_full_precision(heads.classes, features),
+    results = (features, grouped_full_precision(features, *heads.classes),
                decode_boxes(grouped_boxes(heads.boxes, features), boxes))
     # (G, B * k, X) -> (B, G * k, X)
     return Selection(*(x.unflatten(1, (batch, chosen)).transpose(0, 1).flatten(1, 2) for x in results))
@@ -101,23 +104,12 @@ def _class_scores(memory: Tensor, heads: GroupHeads) -> Tensor:
 
     The norms' gains and offsets are folded into the class layers, which spares two passes over G * B * S * D numbers.
     """
-    groups, (batch, num_tokens, width) = len(heads.output), memory.shape
-    weight = torch.cat([layer.weight for layer in heads.output])
-    bias = torch.cat([layer.bias for layer in heads.output])
-    features = F.linear(memory, weight, bias).view(batch * num_tokens, groups, width)
-    features = F.layer_norm(features, (width,), eps=heads.norm[0].eps).transpose(0, 1)
-    classes = torch.stack([layer.weight for layer in heads.classes])  # (G, K, D)
-    gains = torch.stack([norm.weight for norm in heads.norm])
+    groups, (batch, num_tokens, width) = len(heads.boxes), memory.shape
+    (weight, bias), (gains, offsets), (classes, class_bias) = heads.output, heads.norm, heads.classes
+    features = F.linear(memory, weight.flatten(0, 1), bias.flatten()).view(batch * num_tokens, groups, width)
+    features = F.layer_norm(features, (width,), eps=heads.eps).transpose(0, 1)
     with torch.autocast(memory.device.type, enabled=False):
-        bias = torch.stack([F.linear(norm.bias, layer.weight, layer.bias)
-                            for norm, layer in zip(heads.norm, heads.classes)])
-        folded = (classes * gains[:, None]).transpose(1, 2)
-        scores = torch.baddbmm(bias[:, None], features.to(folded.dtype), folded).amax(-1)
+        bias = torch.baddbmm(class_bias[:, None], offsets[:, None], classes.mT)
+        folded = (classes * gains[:, None]).mT
+        scores = torch.baddbmm(bias, features.to(folded.dtype), folded).amax(-1)
     return scores.view(groups, batch, num_tokens)
-
-
-def _grouped_norm(norms: Sequence[nn.LayerNorm], x: Tensor) -> Tensor:
-    """x (G, R, D) -> norm g applied to x[g]."""
-    weight = torch.stack([norm.weight for norm in norms])[:, None]
-    bias = torch.stack([norm.bias for norm in norms])[:, None]
-    return torch.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=norms[0].eps), weight)

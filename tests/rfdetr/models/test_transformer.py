@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rfdetr.models.deformable_attention import DeformableAttention, Memory
+from rfdetr.models.deformable_attention import DeformableAttention, Memory, SamplingFrame
 from rfdetr.models.heads import BoxHead, class_head, decode_boxes
 from rfdetr.models.position_encoding import sine_box_embedding
 from rfdetr.models.two_stage import GroupHeads, make_proposals, select_tokens
@@ -34,16 +34,15 @@ def select_one_by_one(memory, proposals, heads, num_queries):
 def test_batched_groups_equal_a_loop_over_groups_with_gradients():
     torch.manual_seed(0)
     width, groups = 16, 3
-    heads = GroupHeads(*(torch.nn.ModuleList(make() for _ in range(groups)) for make in (
+    layers = torch.nn.ModuleList(torch.nn.ModuleList(make() for _ in range(groups)) for make in (
         lambda: torch.nn.Linear(width, width), lambda: torch.nn.LayerNorm(width), lambda: class_head(width, 5),
-        lambda: BoxHead(width))))
-    layers = torch.nn.ModuleList(heads).double()
+        lambda: BoxHead(width))).double()
     randomise(layers)
     mask = torch.zeros(2, 6, 8, dtype=torch.bool)
     mask[1, 4:] = True
     proposals = make_proposals([(6, 8)], [mask], torch.device("cpu"))
     results = []
-    for select in (select_tokens, select_one_by_one):
+    for select, heads in ((select_tokens, GroupHeads.of(*layers)), (select_one_by_one, layers)):
         memory = torch.randn(2, 48, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         memory.requires_grad_()
         layers.zero_grad(set_to_none=True)
@@ -79,7 +78,7 @@ def test_deformable_attention_equals_its_definition():
     query, reference = torch.randn(1, 1, 8, dtype=torch.float64), torch.tensor([[[[0.4, 0.6, 0.3, 0.5]]]]).double()
     padding = torch.zeros(1, 26, dtype=torch.bool)
     padding[:, 15:20] = True
-    actual = layer(query, reference, Memory(tokens, shapes, padding, None))
+    actual = layer(query, SamplingFrame.of(reference, 3), Memory(tokens, shapes, padding, None))
 
     value = layer.value_proj(tokens).masked_fill(padding[..., None], 0)[0]
     offsets = layer.sampling_offsets(query).view(2, 2, 3, 2)
