@@ -58,6 +58,8 @@ def train_loader(
     """
     sampler = TrainBatchSampler(len(dataset), batch_size, grad_accum_steps=grad_accum_steps, seed=seed, sizes=sizes, rank=rank,
                                 world_size=world_size)
+    if num_workers:
+        options["prefetch_factor"] = _prefetch(dataset, sampler, num_workers, options.get("prefetch_factor", 2))
     return DetectionLoader(dataset, size_divisor, num_workers, skip_bad_images=True, batch_sampler=sampler, **options)
 
 
@@ -157,8 +159,7 @@ class DetectionLoader(DataLoader):
 
     def _check_shared_memory(self) -> None:
         """Refuse batches that will not fit into shared memory, where all that the workers have made in advance lies."""
-        sizes = getattr(self.batch_sampler, "sizes", None) or [None]
-        batch_bytes = max(self.dataset.sample_bytes(size) for size in sizes) * self.batch_sampler.batch_size
+        batch_bytes = _batch_bytes(self.dataset, self.batch_sampler)
         num_batches = min(self.num_workers * self.prefetch_factor + IN_USE, len(self))
         free = free_shared_memory()
         if free is not None and batch_bytes * num_batches > free:
@@ -204,6 +205,28 @@ class DetectionLoader(DataLoader):
         if len(self._bad_images) > allowed * num_images or allowed == 0:
             return True
         return found > allowed and self._num_samples * _divergence(found, allowed) > -math.log(CHANCE)
+
+
+def _prefetch(dataset: DetectionDataset, sampler: TrainBatchSampler, num_workers: int, given: int) -> int:
+    """Return how many batches each worker is to make in advance: enough for a window, which the loop asks for at once.
+
+    With fewer, the workers would stand still while it is computed, and the loop while they make the rest of the next one.
+    """
+    wanted, free = math.ceil(sampler.grad_accum_steps / num_workers), free_shared_memory()
+    if wanted <= given:
+        return given
+    needed = _batch_bytes(dataset, sampler) * (num_workers * wanted + IN_USE)
+    if free is None or needed <= free:
+        return wanted
+    logger.warning("train.grad_accum_steps: the %d batches of a step do not fit into shared memory in advance (%.1f MB of "
+                   "/dev/shm are free, %.1f MB needed); steps will wait for their data", sampler.grad_accum_steps,
+                   free / MEGABYTE, needed / MEGABYTE)
+    return given
+
+
+def _batch_bytes(dataset: DetectionDataset, sampler: Any) -> float:
+    sizes = getattr(sampler, "sizes", None) or [None]
+    return max(dataset.sample_bytes(size) for size in sizes) * sampler.batch_size
 
 
 def _collate(

@@ -105,7 +105,7 @@ class DataConfig:
     cache: Literal["none", "ram"] = "none"
     """ram: keep the image files in memory, once for each training process; refused if they do not fit."""
     prefetch_factor: int = 2
-    """Batches that each loader process prepares in advance."""
+    """Batches that each loader process prepares in advance, at least; more where a step accumulates more of them."""
     persistent_workers: bool = True
     """Keep the loader processes from one epoch to the next."""
     start_method: Literal["auto", "fork", "spawn", "forkserver"] = "auto"

@@ -273,6 +273,15 @@ def test_shared_memory_is_compared_before_training(folder, monkeypatch, with_mas
     make_loader(folder, **{**options, "num_workers": 0})
 
 
+def test_a_whole_window_is_made_in_advance_where_it_fits(folder, monkeypatch, caplog):
+    options = {"num_workers": 2, "grad_accum_steps": 16, "batch_size": 1}
+    assert make_loader(folder, **options).prefetch_factor == 8
+    assert make_loader(folder, **options, prefetch_factor=9).prefetch_factor == 9
+    monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: 32 * 48 * 13 * (2 * 2 + 2))
+    assert make_loader(folder, **options).prefetch_factor == 2
+    assert "train.grad_accum_steps: the 16 batches of a step do not fit into shared memory" in caplog.text
+
+
 def test_a_batch_that_cannot_be_handed_over_is_named(folder, monkeypatch):
     def share_memory_(tensor):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
