@@ -16,7 +16,7 @@ from torch import distributed as dist
 from rfdetr.evaluation.coco_engine import confusion_matrix
 from rfdetr.evaluation.matching import ClassMatches
 from rfdetr.evaluation.records import ImageRecord, encode_masks, make_record
-from rfdetr.evaluation.report import PREFIXES, CocoReport, make_report
+from rfdetr.evaluation.report import COCO_MAX_DETS, PREFIXES, CocoReport, make_report
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,19 @@ class CocoMetrics:
     Args:
         iou_types: ("bbox",) or ("bbox", "segm"); masks are kept as run lengths.
         max_dets: detections of an image and class that count.
+        with_coco_table: also work out the numbers at COCO's own limit of 100, for `coco_table`.
     """
 
-    def __init__(self, *, iou_types: tuple[str, ...] = ("bbox",), max_dets: int = 500) -> None:
+    def __init__(
+        self, *, iou_types: tuple[str, ...] = ("bbox",), max_dets: int = 500, with_coco_table: bool = False
+    ) -> None:
         if not iou_types or not set(iou_types) <= set(PREFIXES):
             raise ValueError(f"iou_types: {tuple(iou_types)!r} is not possible; use ('bbox',) or ('bbox', 'segm')")
         if max_dets < 1:
             raise ValueError(f"max_dets: {max_dets} is not possible; it must be 1 or more")
         self.iou_types = tuple(sorted(iou_types))
         self.max_dets = max_dets
+        self._limits = (max_dets, COCO_MAX_DETS) if with_coco_table else (max_dets,)
         self.reset()
 
     def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
@@ -69,11 +73,11 @@ class CocoMetrics:
         """
         if _any_rank(self._report is None):
             self._report_all_ranks()
-        return dict(self._report.summary)
+        return dict(self._report.summaries[self.max_dets])
 
     def coco_table(self) -> dict[str, float]:
-        """Return what `compute` does at COCO's own limit of 100 detections an image and class, from the same evaluation."""
-        return dict(self._current_report().coco_summary)
+        """Return what `compute` does, at COCO's own limit of 100 detections an image and class, from the same evaluation."""
+        return dict(self._current_report().summaries[COCO_MAX_DETS])
 
     def matches(self) -> dict[int, ClassMatches]:
         """Return label -> matches at IoU 0.5 (of masks where they are evaluated) over the images of all ranks.
@@ -116,7 +120,7 @@ class CocoMetrics:
         self._gathered = None if shards is None else _in_order(shards)
         report = None
         if self._gathered is not None:
-            report = make_report(self._gathered, self.iou_types, self.max_dets)
+            report = make_report(self._gathered, self.iou_types, self._limits)
         self._report = _from_main(report)
 
 

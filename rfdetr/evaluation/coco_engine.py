@@ -7,6 +7,7 @@ columns, and that a forked process may use after its parent has.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -54,35 +55,29 @@ class Matches:
     counts: np.ndarray  # (D,) bool: not one that only found a crowd region, or is beyond the limit of its image and class
 
 
-class Evaluation:
-    """`images` compared by the overlap of boxes ("bbox") or masks ("segm"), once, for all limits of detections in `max_dets`.
+def coco_tables(images: list[ImageRecord], iou_type: str, max_dets: list[int]) -> CocoTables:
+    """Evaluate `images` by the overlap of boxes ("bbox") or masks ("segm"), once for all limits of detections."""
+    limits = sorted(set(max_dets))
+    tables = _compared(images, iou_type, limits[-1]).accumulate(limits)
+    return CocoTables(_classes(images), limits, tables.precision, tables.recall)
 
-    Args:
-        by_class: compare detections with targets of their own class only.
+
+def find_matches(images: list[ImageRecord], iou_type: str, max_dets: int, *, by_class: bool = True) -> Matches:
+    """Compare detections and targets at IoU 0.5; with `by_class` only those of one class.
+
+    One threshold and no areas: with what is kept for the matches, asking `coco_tables` for them would take longer.
     """
-
-    def __init__(self, images: list[ImageRecord], iou_type: str, max_dets: list[int], *, by_class: bool = True) -> None:
-        labels = np.unique(_joined([side for image in images for side in (image.detections, image.targets)], "labels"))
-        self._classes, self._max_dets = labels.tolist(), sorted(set(max_dets))
-        self._num_detections = sum(len(image.detections) for image in images)
-        run = engine.evaluate_segm_grid if iou_type == "segm" else engine.evaluate_bbox_grid
-        self._grid = run(
-            _truth(images, self._classes, iou_type), [_found(index, image, iou_type) for index, image in enumerate(images)],
-            parity_mode="strict", max_dets_per_image=self._max_dets[-1], use_cats=by_class, retain_iou=True,
-            dt_area="mask" if iou_type == "segm" else "bbox")
-
-    def tables(self) -> CocoTables:
-        tables = self._grid.accumulate(self._max_dets)
-        return CocoTables(self._classes, self._max_dets, tables.precision, tables.recall)
-
-    def matches(self) -> Matches:
-        rows = pyarrow.record_batch(engine.per_detection_to_arrow_pycapsule(self._grid))
-        numbers = rows["detection_id"].to_numpy() - 1  # the engine counts from 1, targets as well
-        targets, counts = np.full(self._num_detections, -1), np.zeros(self._num_detections, dtype=bool)
-        targets[numbers] = rows["matched_gt_id_at_50"].fill_null(0).to_numpy() - 1
-        status = rows["match_status_at_50"]
-        counts[numbers] = np.isin(status.dictionary.to_numpy(zero_copy_only=False), ("tp", "fp"))[status.indices.to_numpy()]
-        return Matches(np.where(counts, targets, -1), counts)
+    every_area = engine.Breakdown.from_ranges("area", [("all", 0.0, 1e10)])
+    grid = _compared(images, iou_type, max_dets, use_cats=by_class, iou_thresholds=[0.5], area_ranges=every_area,
+                     retain_iou=True)
+    rows = pyarrow.record_batch(engine.per_detection_to_arrow_pycapsule(grid))
+    numbers = rows["detection_id"].to_numpy() - 1  # the engine counts from 1, targets as well
+    num_detections = sum(len(image.detections) for image in images)
+    targets, counts = np.full(num_detections, -1), np.zeros(num_detections, dtype=bool)
+    targets[numbers] = rows["matched_gt_id_at_50"].fill_null(0).to_numpy() - 1
+    status = rows["match_status_at_50"]
+    counts[numbers] = np.isin(status.dictionary.to_numpy(zero_copy_only=False), ("tp", "fp"))[status.indices.to_numpy()]
+    return Matches(np.where(counts, targets, -1), counts)
 
 
 def confusion_matrix(
@@ -101,7 +96,7 @@ def confusion_matrix(
         )
         for image in images
     ]
-    matches = Evaluation(images, "segm" if masks else "bbox", [EVERY_DETECTION], by_class=False).matches()
+    matches = find_matches(images, "segm" if masks else "bbox", EVERY_DETECTION, by_class=False)
     found, targets = ([getattr(image, side) for image in images] for side in ("detections", "targets"))
     found_labels, true_labels = _joined(found, "labels"), np.append(_joined(targets, "labels"), num_classes)  # -1: background
     is_missed = np.append(~_joined(targets, "crowd").astype(bool), False)
@@ -110,6 +105,17 @@ def confusion_matrix(
     np.add.at(counts, (true_labels[matches.targets][matches.counts], found_labels[matches.counts]), 1)
     np.add.at(counts, (true_labels[is_missed], num_classes), 1)
     return counts
+
+
+def _compared(images: list[ImageRecord], iou_type: str, max_dets: int, *, use_cats: bool = True, **options: Any) -> Any:
+    compare, area = (engine.evaluate_segm_grid, "mask") if iou_type == "segm" else (engine.evaluate_bbox_grid, "bbox")
+    return compare(_truth(images, _classes(images), iou_type),
+                   [_found(index, image, iou_type) for index, image in enumerate(images)],
+                   parity_mode="strict", max_dets_per_image=max_dets, use_cats=use_cats, dt_area=area, **options)
+
+
+def _classes(images: list[ImageRecord]) -> list[int]:
+    return np.unique(_joined([side for image in images for side in (image.detections, image.targets)], "labels")).tolist()
 
 
 def _truth(images: list[ImageRecord], classes: list[int], iou_type: str) -> engine.CocoDataset:

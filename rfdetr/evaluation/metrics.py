@@ -53,6 +53,7 @@ class DetectionMetrics:
         iou_types: ("bbox",) or ("bbox", "segm").
         max_dets: detections of an image and class that count.
         per_class: also report ``AP/<class>``.
+        with_coco_table: see `CocoMetrics`.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class DetectionMetrics:
         iou_types: tuple[str, ...] = ("bbox",),
         max_dets: int = 500,
         per_class: bool = True,
+        with_coco_table: bool = False,
     ) -> None:
         self.class_names = list(class_names)
         self.per_class = per_class
-        self.coco = CocoMetrics(iou_types=iou_types, max_dets=max_dets)
+        self.coco = CocoMetrics(iou_types=iou_types, max_dets=max_dets, with_coco_table=with_coco_table)
 
     def update(self, results: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
         """Add images: results of `PostProcess`, targets as the loader gives them."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfdetr.evaluation.coco_engine import CocoTables, Evaluation
+from rfdetr.evaluation.coco_engine import CocoTables, coco_tables, find_matches
 from rfdetr.evaluation.matching import ClassMatches, class_matches
 from rfdetr.evaluation.records import ImageRecord
 
@@ -19,27 +19,27 @@ IOU_50, IOU_75 = 0, 5  # rows of COCO's threshold table
 class CocoReport:
     """Plain values and arrays, small enough to be sent to every rank. Curves and matches are of masks where there are any."""
 
-    summary: dict[str, float]
-    coco_summary: dict[str, float]  # the same with the limit of COCO's own tables
+    summaries: dict[int, dict[str, float]]  # limit of detections an image and class -> the numbers
     per_class: dict[str, dict[int, float]]  # IoU type -> label -> AP 50:95, of the classes that have targets
     pr_curves: dict[int, tuple[np.ndarray, np.ndarray]]  # label -> recall (101,), precision (101,) at IoU 0.5
     matches: dict[int, ClassMatches]  # at IoU 0.5
 
 
-def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], max_dets: int) -> CocoReport:
-    """Run the COCO engine once for each of `iou_types`; the last one gives the curves and the matches."""
-    summaries, per_class = {max_dets: {}, COCO_MAX_DETS: {}}, {}
+def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], limits: tuple[int, ...]) -> CocoReport:
+    """Run the COCO engine for each of `iou_types`; the last one gives the curves and the matches.
+
+    Args:
+        limits: of detections an image and class; all but the summaries is at the first.
+    """
+    summaries, per_class, limit = {limit: {} for limit in limits}, {}, limits[0]
     for iou_type in iou_types:
-        evaluation = Evaluation(images, iou_type, [1, 10, COCO_MAX_DETS, max_dets])
-        tables = evaluation.tables()
-        for limit, summary in summaries.items():
-            summary |= {PREFIXES[iou_type] + name: value for name, value in _summarize(tables, limit).items()}
-        values = {label: tables.average_precision(max_dets, label=label) for label in tables.classes}
+        tables = coco_tables(images, iou_type, [1, 10, *limits])
+        for max_dets, summary in summaries.items():
+            summary |= {PREFIXES[iou_type] + name: value for name, value in _summarize(tables, max_dets).items()}
+        values = {label: tables.average_precision(limit, label=label) for label in tables.classes}
         per_class[iou_type] = {label: value for label, value in values.items() if value > -1}
-    if max_dets < COCO_MAX_DETS:  # matches are at the largest limit
-        evaluation = Evaluation(images, iou_type, [max_dets])
-    matches = class_matches(images, evaluation.matches())
-    return CocoReport(summaries[max_dets], summaries[COCO_MAX_DETS], per_class, _pr_curves(tables, max_dets), matches)
+    matches = class_matches(images, find_matches(images, iou_type, limit))
+    return CocoReport(summaries, per_class, _pr_curves(tables, limit), matches)
 
 
 def _summarize(tables: CocoTables, limit: int) -> dict[str, float]:

@@ -27,6 +27,7 @@ from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_c
 
 logger = logging.getLogger(__name__)
 
+
 def evaluate(
     checkpoint: str | os.PathLike | dict[str, Any], split: str = "val", *, use_ema: bool = False, **settings: Any
 ) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def evaluate_split(
     loader = build_eval_loader(config.data, dataset, architecture, device)
     metric = DetectionMetrics(
         dataset.label_map.names, iou_types=iou_types(architecture), max_dets=config.eval.max_dets,
-        per_class=config.eval.per_class,
+        per_class=config.eval.per_class, with_coco_table=True,
     )
     found = run_evaluation({split: model.to(device)}, loader, build_postprocess(architecture), {split: metric}, device=device,
                            precision=config.eval.precision, after_batch=after_batch)

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rfdetr.evaluation import CocoMetrics, absolute_targets
-from rfdetr.evaluation.coco_engine import Evaluation
+from rfdetr.evaluation.coco_engine import coco_tables
 from rfdetr.evaluation.records import encode_masks, make_record
 
 needs_pair = pytest.mark.skipif(not DATA.is_dir(), reason="RFDETR_TEST_DATA has no coco_eval_pair")
@@ -120,7 +120,7 @@ def test_tables_are_those_of_pycocotools(seed, iou_type):
     with contextlib.redirect_stdout(io.StringIO()):
         stock.accumulate()
     encode = encode_masks if iou_type == "segm" else None
-    tables = Evaluation([make_record(*image, encode) for image in images], iou_type, [1, 10, 100]).tables()
+    tables = coco_tables([make_record(*image, encode) for image in images], iou_type, [1, 10, 100])
     for name in ("precision", "recall"):
         np.testing.assert_allclose(getattr(tables, name), stock.eval[name], rtol=0, atol=1e-12)
 
