@@ -154,7 +154,8 @@ def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> l
     findings.add("not_an_entry", KINDS["not_an_entry"],
                  [f"entry {place} of {name} is {shown(rows[place])}" for place in wrong[:MAX_EXAMPLES]], count=len(wrong))
     if len(rows) == len(wrong) and name != "annotations":
-        raise InputError(f"{source}: lists no {name}; {EXPORT_AGAIN}")
+        what = f"holds {shown(rows[0])} and the like, no objects {{...}}, among its" if rows else "lists no"
+        raise InputError(f"{source}: {what} {name}; {EXPORT_AGAIN}")
     return [row for row in rows if isinstance(row, dict)] if wrong else rows
 
 
@@ -285,5 +286,5 @@ def _is_text(value: Any) -> bool:
 
 def _short(values: list) -> str:
     """Show the first of many values."""
-    shown = ", ".join(str(value) for value in values[:8])
-    return f"{shown}, ... ({len(values)})" if len(values) > 8 else shown
+    first = ", ".join(shown(value) for value in values[:8])
+    return f"{first}, ... ({len(values)})" if len(values) > 8 else first
