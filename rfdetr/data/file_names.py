@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import compress
 from urllib.parse import unquote
@@ -84,7 +84,8 @@ class NearNames:
     def __init__(self, root: str | os.PathLike) -> None:
         self.root = root
         start = len(os.path.join(root, ""))
-        self.files = [path[start:] for path in _walk(os.path.join(root, ""))]
+        self.files = [entry.path[start:] for entry in pictures_below(os.path.join(root, ""))
+                      if entry.is_file(follow_symlinks=False) or os.path.isfile(entry)]
         self._by_base: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
         for file in self.files:
             parts = _parts(file)
@@ -147,6 +148,28 @@ def files_in(folder: str) -> set[str]:
         return set()
 
 
+def pictures_below(root: str, *, on_error: Callable[[OSError], None] = lambda error: None) -> Iterator[os.DirEntry]:
+    """Give what has the name of a picture in a folder and all below it, each folder once, however many links lead to it."""
+    waiting, links, seen = [root], [], set()
+    while waiting or links:  # links last, so that pictures have the name of their own folder
+        folder = waiting.pop() if waiting else links.pop()
+        try:
+            place = os.stat(folder)
+            if (place.st_dev, place.st_ino) in seen:
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                    if entry.name.startswith((".", "__MACOSX")):  # left behind by systems and tools
+                        continue
+                    if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                        (links if entry.is_symlink() else waiting).append(entry.path)
+                    elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                        yield entry
+        except OSError as error:
+            on_error(error)
+
+
 def _find_near(raw: RawSplit, lost: list[int]) -> dict[int, str]:
     """Return the files that the names of images `lost` nearly name, where only one fits and no other name means it."""
     near = NearNames(raw.image_root)
@@ -155,28 +178,6 @@ def _find_near(raw: RawSplit, lost: list[int]) -> dict[int, str]:
     claims = Counter(files[0] for files in fits.values() if len(files) == 1)
     single = {name: files[0] for name, files in fits.items() if len(files) == 1 and claims[files[0]] == 1}
     return {index: single[raw.file_names[index]] for index in lost if raw.file_names[index] in single}
-
-
-def _walk(root: str) -> Iterator[str]:
-    """Give the pictures below a folder, each folder once even if links lead in a circle."""
-    waiting, seen = [root], set()
-    while waiting:
-        folder = waiting.pop()
-        try:
-            place = os.stat(folder)
-            if (place.st_dev, place.st_ino) in seen:
-                continue
-            seen.add((place.st_dev, place.st_ino))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith((".", "__MACOSX")):  # left behind by systems and tools
-                        continue
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
-                        yield entry.path
-                    elif entry.is_dir():
-                        waiting.append(entry.path)
-        except OSError:
-            continue
 
 
 def _parts(name: str) -> list[str]:

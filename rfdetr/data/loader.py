@@ -217,6 +217,9 @@ def _collate(
     if skip_bad_images:
         batch = [sample for sample, message in zip(batch, messages) if message is None] or batch[:1]
     samples, targets = collate(batch, size_divisor)
+    for target in targets:
+        if "masks" in target:  # one without a pixel is no mask, or none that this view shows
+            target["has_mask"] = target["masks"].flatten(1).any(1)
     targets = [{name: value if name == "masks" else value.numpy() for name, value in target.items()} for target in targets]
     if get_worker_info() is not None:
         _share([samples.tensors, samples.mask, *(target["masks"] for target in targets if "masks" in target)])

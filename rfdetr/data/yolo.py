@@ -19,7 +19,7 @@ import numpy as np
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.file_names import KINDS as NAME_KINDS
-from rfdetr.data.file_names import NearNames
+from rfdetr.data.file_names import NearNames, pictures_below
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
 from rfdetr.data.segmentations import encode
@@ -180,13 +180,7 @@ def _candidates(value: str, places: tuple[Path, ...]) -> list[Path]:
 def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
     """Give the images of a folder and all below it, of a list, or the one that this is."""
     if source.is_dir():
-        followed = {os.path.realpath(source)}  # a link may lead back up
-        for folder, folders, names in os.walk(source, followlinks=True, onerror=_raise):
-            links = {name: os.path.realpath(os.path.join(folder, name)) for name in folders
-                     if os.path.islink(os.path.join(folder, name))}
-            folders[:] = [name for name in folders if links.get(name) not in followed]
-            followed.update(links.values())
-            yield from (Path(folder, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        yield from (Path(entry) for entry in pictures_below(str(source), on_error=_raise))
     elif source.suffix.lower() == ".txt":
         yield from _listed_images(source, places, findings)
     else:

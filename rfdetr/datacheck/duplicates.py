@@ -51,7 +51,7 @@ def check_duplicates(splits: dict[str, SplitCheck], facts: dict[str, list[ImageF
     twins: dict[tuple[str, int], dict[str, Twin]] = defaultdict(dict)  # image -> kind -> the nearest copy
     for first, second, bits in [*_identical(flat), *_similar(flat)]:
         (one, index), (other, other_index) = places[first], places[second]  # splits are in the order train, val, test
-        if one != other and _same_file(splits[one], index, splits[other], other_index):
+        if _same_file(splits[one], index, splits[other], other_index):
             continue  # reported from the names
         prefix = "identical" if bits is None else "similar"
         kind = prefix if one == other else f"{prefix}_to_train" if one == "train" else f"{prefix}_across"

@@ -19,7 +19,7 @@ ALL_NEIGHBOURS = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner be
 
 KINDS = {
     "without_mask": Kind("warning", "boxes", "objects without a mask, or with one that covers no pixel, while others have one",
-                         "a segmentation model is taught that they have no pixels: draw their masks, or train a detection model"),
+                         "training uses their class and box alone, and evaluation counts their masks as missed: draw them"),
     "mask_box": Kind("warning", "boxes", "masks that disagree with their box",
                      "look which of the two is right; export boxes from the masks"),
     "hole": Kind("info", "boxes", "masks with a hole", "polygons fill holes; run lengths keep them"),

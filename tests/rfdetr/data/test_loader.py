@@ -54,6 +54,14 @@ def test_batches(folder):
     assert len({samples.tensors.shape for samples, _ in batches}) == 2
 
 
+def test_objects_without_a_mask_are_marked(write_roboflow, coco_content):
+    content = coco_content(12)
+    content["annotations"][0]["segmentation"] = []
+    targets = [target for _, batch in make_loader(write_roboflow(train=content), with_masks=True, augment="none") for target in batch]
+    found = {target["image_id"].item(): target["has_mask"].tolist() for target in targets}
+    assert found.pop(11) == [False] and all(map(all, found.values()))
+
+
 @pytest.mark.parametrize("augment", AUGMENT)
 def test_same_samples_for_any_number_of_workers_and_main_generator_untouched(folder, augment):
     """Epoch by epoch with the same loader, so that persistent workers follow `set_epoch`."""
