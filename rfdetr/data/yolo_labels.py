@@ -284,7 +284,7 @@ def _like_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
     """Tell which polygons (k, n) look like a box inside of the picture around key points of 2 or 3 numbers, (k,) bool.
 
     Also a small polygon near the middle has its later points in the "box" of its first two. It is a box if its centre is amid the
-    points, where a polygon has no corner, or if its size, or both, are far away from them, as no corner is; or if all points are 0.
+    points, where a polygon has no corner, if its size, or both, are far away from them, as no corner is, or if all points are 0.
     """
     if (numbers.shape[1] - 4) % dims:
         return np.zeros(len(numbers), dtype=bool)

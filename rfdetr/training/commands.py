@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser
 
 from engine.distributed import is_main_process, process_group
 from rfdetr.config import VARIANTS
-from rfdetr.data.formats import FORMATS
 from rfdetr.data.packing import MEGABYTE, pack_dataset
 from rfdetr.data.shards import find_shards
 from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
@@ -22,12 +21,13 @@ from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import DetectorConfig, RunConfig
-from rfdetr.training.data import check_data
+from rfdetr.training.data import check_data, data_folder
 from rfdetr.training.device import choose_device
 from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
 from rfdetr.training.parsing import make_config, make_parser, parse, set_defaults
 from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
 from rfdetr.training.run import train
+from rfdetr.training.sections import DataConfig
 from rfdetr.training.tables import evaluation_tables
 from rfdetr.weights import read_checkpoint
 
@@ -117,12 +117,13 @@ def predict(argv: Sequence[str] | None = None) -> ExitCode:
     for name in ("checkpoint", "input"):
         if name not in arguments:
             raise InputError(f"--{name}: is missing; see --help")
-    check_numbers(arguments.threshold, arguments.batch_size)
+    max_pixels = arguments.get("max_pixels")
+    check_numbers(arguments.threshold, arguments.batch_size, max_pixels)
     named = find_pictures(Path(arguments.input))
     output = Path(arguments.output)
     check_output(output, [path for _, path in named], overwrite=arguments.overwrite)
     predictor = Predictor(arguments.checkpoint, use_ema=arguments.use_ema, device=arguments.device,
-                          precision=arguments.precision)
+                          precision=arguments.precision, max_pixels=max_pixels)
     predict_into(predictor, named, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
                  draw=not arguments.json_only)
     return ExitCode.DONE
@@ -138,6 +139,7 @@ def _predict_parser() -> ArgumentParser:
     add("--batch_size", type=int, default=4, help="images at a time")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--precision", type=Literal["auto", "bf16", "fp16", "fp32"], default="fp32", help="of the forward pass")
+    add("--max_pixels", type=int, default=SUPPRESS, help="leave out pictures of more (default: what the checkpoint's run had)")
     add("--use_ema", action="store_true", help="the averaged weights, where a file holds both (checkpoint.pth)")
     add("--json_only", action="store_true", help="draw no pictures")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
@@ -146,10 +148,7 @@ def _predict_parser() -> ArgumentParser:
 
 def check(argv: Sequence[str] | None = None) -> ExitCode:
     """Check a data set before training on it."""
-    argv = _words(argv)
-    parser = make_parser(RunConfig, "Check a data set before training on it.", _prog("check"))
-    parser.add_argument("--dataset_dir", default=SUPPRESS, help="folder of the data set (short for --data.dataset_dir)")
-    parser.add_argument("--format", default=SUPPRESS, help="its layout, found out by looking (short for --data.format)")
+    parser, argv = _data_parser(check), _words(argv)
     parser.add_argument("--resolution", default=SUPPRESS, help="input size of the model in pixels, or the name of a variant")
     parser.add_argument("--output", default=SUPPRESS, help="folder for check.json and check.png")
     parser.add_argument("--quick", action="store_true", help="names, classes and boxes only, in seconds; no image is opened")
@@ -161,7 +160,7 @@ def check(argv: Sequence[str] | None = None) -> ExitCode:
     if "fix" in arguments:
         check_target(Path(arguments.fix))
     config = make_config(RunConfig, parser, arguments)
-    data = replace(config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments})
+    data = _with_short_flags(config, arguments)
     input_size, num_queries = _model_limits(config.model, arguments.get("resolution"))
     found = check_data(data, input_size, num_queries, quick=arguments.quick, decode=arguments.decode)
     sys.stdout.write(printable(to_text(found)) + "\n")
@@ -176,6 +175,18 @@ def check(argv: Sequence[str] | None = None) -> ExitCode:
     return ExitCode.FOUND_ERRORS if has_errors(found) else ExitCode.DONE
 
 
+def _data_parser(command: Callable) -> ArgumentParser:
+    """Make the parser of a command that is about a data set; it takes a run's configuration, for the section data."""
+    parser = make_parser(RunConfig, command.__doc__, _prog(command.__name__))
+    parser.add_argument("--dataset_dir", default=SUPPRESS, help="folder of the data set (short for --data.dataset_dir)")
+    parser.add_argument("--format", default=SUPPRESS, help="its layout, found out by looking (short for --data.format)")
+    return parser
+
+
+def _with_short_flags(config: RunConfig, arguments: Any) -> DataConfig:
+    return replace(config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments})
+
+
 def _model_limits(model: DetectorConfig, resolution: str | None) -> tuple[tuple[int, int], int]:
     """Return the model's input size (H, W) and its number of queries; `resolution` is a side in pixels or a variant."""
     if resolution is None or resolution in VARIANTS:
@@ -188,16 +199,19 @@ def _model_limits(model: DetectorConfig, resolution: str | None) -> tuple[tuple[
 
 def pack(argv: Sequence[str] | None = None) -> ExitCode:
     """Pack a data set into tar shards in WebDataset's layout."""
-    parser = argparse.ArgumentParser(prog=_prog("pack"), description=pack.__doc__, allow_abbrev=False)
-    parser.add_argument("--dataset_dir", required=True, help="folder of the data set, all splits of which are packed")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the shards; new or empty")
-    parser.add_argument("--format", default="auto", choices=("auto", *FORMATS), help="layout of the data set (default: auto)")
-    parser.add_argument("--shard_mb", type=int, default=256, help="megabytes from which on a shard is closed (default: 256)")
-    arguments = parser.parse_args(_words(argv))
+    parser, argv = _data_parser(pack), _words(argv)
+    parser.add_argument("--output", default=SUPPRESS, help="folder of the shards; new or empty (required)")
+    parser.add_argument("--shard_mb", type=int, default=256, help="megabytes from which on a shard is closed")
+    arguments = parse(RunConfig, parser, argv)
     if arguments.shard_mb < 1:
         raise InputError(f"--shard_mb {arguments.shard_mb}: it must be 1 or more")
-    output = arguments.output.expanduser().absolute()
-    packed = pack_dataset(arguments.dataset_dir, output, format=arguments.format, shard_mb=arguments.shard_mb)
+    if "output" not in arguments:
+        raise InputError("--output: is missing; see --help")
+    data = _with_short_flags(make_config(RunConfig, parser, arguments), arguments)
+    output = Path(arguments.output).expanduser().absolute()
+    folder, format = data_folder(data)
+    packed = pack_dataset(folder, output, format=format, paths=data.splits, shard_mb=arguments.shard_mb,
+                          val_fraction=data.val_fraction, allow_outside=data.allow_outside)
     for split, shards in find_shards(output).items():
         raw, megabytes = packed[split], sum(shards.sizes.values()) / MEGABYTE
         sys.stdout.write(f"{split}: {len(raw.image_ids)} images, {len(raw.boxes)} objects in {len(shards.sizes)} shards, "
