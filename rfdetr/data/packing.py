@@ -24,7 +24,8 @@ MEGABYTE = 10**6
 
 
 def pack_dataset(
-    dataset_dir: str | Path, output: Path, *, format: str = "auto", paths: Paths | None = None, shard_mb: int = 256, **reading: Any
+    dataset_dir: str | Path, output: Path, *, format: str = "auto", paths: Paths | None = None, shard_mb: int = 256,
+    **reading: Any,
 ) -> dict[str, RawSplit]:
     """Pack all splits of a data set into a new folder, which appears when it is complete.
 
