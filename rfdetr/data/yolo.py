@@ -22,7 +22,7 @@ from rfdetr.data.file_names import KINDS as NAME_KINDS
 from rfdetr.data.file_names import NearNames, pictures_below
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
-from rfdetr.data.segmentations import encode
+from rfdetr.data.segmentations import encode_polygons
 from rfdetr.data.yolo_labels import MAX_BYTES, LabelFile, Labels, join, parse_labels
 from rfdetr.data.yolo_yaml import read_categories, read_data_file, read_line_form, read_paths
 from rfdetr.errors import InputError
@@ -296,8 +296,8 @@ def _sizes(pool: ThreadPoolExecutor, images: list[Path], findings: Findings) -> 
 
 def _segmentations(labels: Labels, sizes: np.ndarray) -> list[bytes]:
     scales = sizes[labels.image_indices][:, ::-1]
-    return [encode(None if points is None else [(points * scale).ravel().tolist()])
-            for points, scale in zip(labels.polygons, scales)]
+    return encode_polygons([[] if points is None else [(points * scale).ravel()]
+                            for points, scale in zip(labels.polygons, scales)])
 
 
 def _short(path: Path, folder: Path) -> str:
