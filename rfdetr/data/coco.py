@@ -20,6 +20,7 @@ from rfdetr.data.mask_reading import polygon_extents, read_masks
 from rfdetr.errors import InputError
 from rfdetr.values import flags, numbers, rows_of_numbers, shown, whole_numbers
 
+ENTRY_OF = {"images": "image", "annotations": "annotation", "categories": "category"}
 MAX_SIDE = 1_000_000  # pixels of an image; with MAX_PIXELS it keeps mistakes from taking all memory
 MAX_PIXELS = 2**31 - 1  # that run lengths can count
 MAX_AREA = 1e30  # square pixels; beyond it single precision ends
@@ -147,7 +148,7 @@ class _Entries:
     def _title(self, place: int) -> str:
         """Name an entry by its id, or its place where it has none."""
         row = self.rows[place]
-        return f"the entry of {self.name} with id {shown(row['id'])}" if "id" in row else f"entry {place} of {self.name}"
+        return f"{ENTRY_OF[self.name]} with id {shown(row['id'])}" if "id" in row else f"entry {place} of {self.name}"
 
 
 def _read_images(entries: _Entries, source: Path | str) -> tuple[list[dict], np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ Near duplicates have difference hashes of 256 bits that differ in few of them. C
 cut into more bands than bits may differ, so that a pair agrees in one band at least, and only such pairs are compared.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -78,7 +79,9 @@ def _describe(splits: dict[str, SplitCheck], twin: Twin) -> str:
 
 
 def _same_file(one: SplitCheck, index: int, other: SplitCheck, other_index: int) -> bool:
-    return (one.raw.image_root, one.raw.file_names[index]) == (other.raw.image_root, other.raw.file_names[other_index])
+    first, second = (os.path.normpath(os.path.join(split.raw.image_root, split.raw.file_names[place]))
+                     for split, place in ((one, index), (other, other_index)))
+    return first == second
 
 
 def _identical(facts: list[ImageFacts]) -> Iterator[tuple[int, int, None]]:
