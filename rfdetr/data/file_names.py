@@ -5,6 +5,7 @@ Where exactly one file fits such a name, and no other name means it, it is taken
 data set's folder is refused.
 """
 
+import html
 import os
 import re
 import unicodedata
@@ -87,9 +88,12 @@ class NearNames:
         self.files = [entry.path[start:] for entry in pictures_below(os.path.join(root, ""))
                       if entry.is_file(follow_symlinks=False) or os.path.isfile(entry)]
         self._by_base: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
+        self._by_stem: dict[str, list[tuple[list[str], str]]] = defaultdict(list)  # for names without an ending
         for file in self.files:
             parts = _parts(file)
+            stem = os.path.splitext("".join(parts[-1:]))[0]
             self._by_base["".join(parts[-1:])].append((parts, file))
+            self._by_stem[stem].append(([*parts[:-1], stem], file))
         self._is_one_folder = len({os.path.dirname(file) for file in self.files}) == 1
 
     def find(self, name: str) -> list[str]:
@@ -99,7 +103,8 @@ class NearNames:
         name other folders, where there is a single one here.
         """
         parts = _parts(name)
-        same = self._by_base.get(parts[-1], []) if parts else []
+        known = self._by_base if parts and parts[-1].endswith(IMAGE_SUFFIXES) else self._by_stem
+        same = known.get(parts[-1], []) if parts else []
         common = {file: _common_end(parts, theirs) for theirs, file in same}
         is_any_folder = self._is_one_folder and OTHER_MACHINE.match(name)
         fitting = [file for theirs, file in same if is_any_folder or common[file] == min(len(parts), len(theirs))]
@@ -186,7 +191,9 @@ def _parts(name: str) -> list[str]:
         name = name.partition("?d=")[2]
     elif "://" in name:
         name = name.partition("?")[0]
-    name = unquote(name) if "%" in name else name
+    while "%" in name and (decoded := unquote(name)) != name:  # some tools do it twice
+        name = decoded
+    name = html.unescape(name) if "&" in name else name
     name = (name if name.isascii() else unicodedata.normalize("NFKC", name)).replace("\\", "/").casefold()
     if not name.isprintable():
         name = "".join(character for character in name if character.isprintable())

@@ -106,6 +106,22 @@ def corner_fractions(data, picture):
     return {("train", "fractions"): 24, ("train", "box_format"): 24}
 
 
+def percent(data, picture):
+    for annotation in data.content["train"]["annotations"]:
+        annotation["segmentation"] = [(np.array(annotation["segmentation"][0]) / np.tile((1.6, 1.2), 4)).tolist()]
+    return {("train", "mask_place"): 24}
+
+
+def rows_first(data, picture):
+    for annotation in data.content["train"]["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        mask = np.zeros((160, 120), dtype=bool)
+        mask.ravel()[(np.arange(y, y + height)[:, None] * 160 + np.arange(x, x + width)).ravel()] = True
+        runs = np.diff(np.flatnonzero(np.diff(mask.ravel(), prepend=False, append=False)), prepend=0, append=mask.size)
+        annotation["segmentation"] = {"size": [120, 160], "counts": runs.tolist()}
+    return {("train", "mask_place"): 24}
+
+
 def bad_mask(data, picture):
     right = runs_of(np.eye(120, 160, dtype=bool))
     values = [
@@ -172,7 +188,7 @@ def image_entry(data, picture):
 
 
 KINDS = [
-    empty_masks, short_polygon, mask_nesting, mask_fractions, far_polygon, bad_mask, turned, fractions, corners_by_area,
+    percent, rows_first, empty_masks, short_polygon, mask_nesting, mask_fractions, far_polygon, bad_mask, turned, fractions, corners_by_area,
     corners_by_polygons, corners_by_edges, centres_by_polygons, other_orders, area_box, corner_fractions, bad_crowd,
     bad_area, bad_boxes, other_numbers_for_ids, category_name, not_an_entry, image_entry,
 ]  # fmt: skip
