@@ -244,6 +244,31 @@ def test_data_yaml_in_utf_16(write):
         open_train(write({"a": BOX}, NAMES.encode("utf-16")))
 
 
+@pytest.mark.parametrize("train", ["..\\train\\images", "C:\\Users\\me\\train\\images", "/content/data/train/images"])
+def test_paths_of_another_machine_are_found_by_their_end(write, train):
+    raw, found = read(write({"a": BOX}, f"names: [cat, dog]\npath: /content/data\ntrain: {train}\n"))
+    assert found == {"split_path_moved": 1} and raw.file_names == ["train/images/a.png"]
+
+
+@pytest.mark.parametrize("places, lists, lines", [
+    ({"obj_train_data": ""}, {"obj.names": "cat\ndog\n", "obj.data": "classes = 2"}, "train: obj_train_data\nval: FOLDER_OF_OTHER"),
+    ({"images": "labels"}, {"classes.txt": "cat\r\ndog"}, "train: images\nval: FOLDER_OF_OTHER"),
+    ({"valid/images": "valid/labels", "train/images": "train/labels"}, {"classes.txt": "cat\ndog"},
+     "train: train/images\nval: valid/images"),
+    ({".": ""}, {"classes.txt": "cat\ndog"}, "train: .\nval: FOLDER_OF_OTHER"),
+])
+def test_labels_without_data_yaml_are_refused_with_the_lines_that_it_needs(tmp_path, places, lists, lines):
+    for images, labels in places.items():
+        for folder in (images, labels or images):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / images / "1.png")
+        (tmp_path / (labels or images) / "1.txt").write_text(BOX)
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f'no data.yaml .*:\nnames: \\["cat", "dog"\\]\n{lines}'):
+        open_train(tmp_path)
+
+
 # Pictures and their label files
 
 @pytest.mark.parametrize("content, lists", [

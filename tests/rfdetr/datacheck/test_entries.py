@@ -188,7 +188,8 @@ def image_entry(data, picture):
 
 
 KINDS = [
-    percent, rows_first, empty_masks, short_polygon, mask_nesting, mask_fractions, far_polygon, bad_mask, turned, fractions, corners_by_area,
+    empty_masks, short_polygon, mask_nesting, mask_fractions, percent, rows_first, far_polygon, bad_mask, turned, fractions,
+    corners_by_area,
     corners_by_polygons, corners_by_edges, centres_by_polygons, other_orders, area_box, corner_fractions, bad_crowd,
     bad_area, bad_boxes, other_numbers_for_ids, category_name, not_an_entry, image_entry,
 ]  # fmt: skip
