@@ -88,7 +88,7 @@ def _identical(facts: list[ImageFacts]) -> Iterator[tuple[int, int, None]]:
     """Pairs of identical files: the first of each group, and each of the others."""
     groups: dict[bytes, int] = {}
     for index, fact in enumerate(facts):
-        if fact.digest and (first := groups.setdefault(fact.digest, index)) != index:
+        if fact.digest and not fact.error and (first := groups.setdefault(fact.digest, index)) != index:
             yield first, index, None
 
 

@@ -18,6 +18,7 @@ from engine.device import resolve_device, use_device
 from engine.precision import resolve_precision
 from rfdetr.build import build_model, build_postprocess
 from rfdetr.data import LabelMap, read_image
+from rfdetr.data.file_names import pictures_below
 from rfdetr.data.images import IMAGE_SUFFIXES, MAX_PIXELS
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file
@@ -146,7 +147,7 @@ def find_pictures(source: Path) -> list[tuple[str, Path]]:
         return [(source.name, source)]
     if not source.is_dir():
         raise InputError(f"--input: {source}: there is no such file or folder")
-    paths = [path for path in source.rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")]
+    paths = [Path(entry) for entry in pictures_below(str(source))]
     if not paths:
         raise InputError(f"--input: {source}: no images in it ({', '.join(IMAGE_SUFFIXES)}); write out the frames of a video "
                          "first: ffmpeg -i video.mp4 frames/%06d.jpg")
@@ -167,8 +168,8 @@ def check_output(folder: Path, paths: Sequence[Path], *, overwrite: bool) -> Non
         raise InputError(f"--output: {folder} is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise InputError(f"--output: {folder} is not empty; choose another folder, or write into it by --overwrite")
-    drawn = (folder / PICTURES).resolve()
-    if any(drawn in path.resolve().parents for path in paths):
+    drawn = Path(os.path.realpath(folder / PICTURES))
+    if any(drawn in Path(os.path.realpath(path)).parents for path in paths):
         raise InputError(f"--output: the pictures in {folder / PICTURES} are among the --input; choose a folder elsewhere")
 
 
@@ -220,7 +221,8 @@ def _json_list(path: Path) -> Iterator[Callable[[Sequence[dict]], None]]:
             file.write(separator + json.dumps(row, ensure_ascii=False))
             separator = ",\n"
 
-    with replacing_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing_file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        # names that are no UTF-8 have half characters, of which that error handler makes what JSON has for them
         file.write("[")
         yield write
         file.write("\n]\n")

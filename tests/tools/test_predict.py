@@ -1,6 +1,7 @@
 """tools/predict.py: from a checkpoint and pictures to COCO's results and drawn pictures."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -190,3 +191,18 @@ def test_the_limit_of_pixels_comes_from_the_run_and_may_be_raised(run, finished_
     content["args"]["data"].update(max_pixels="many", white_level=[1])  # of a foreign file
     torch.save(content, tmp_path / "limited.pth")
     assert run("--threshold", "0", "--overwrite", **everything)
+
+
+def test_links_and_names_that_are_no_text(run, tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "real").mkdir(parents=True)
+    picture = Image.new("RGB", (40, 30))
+    picture.save(folder / "real" / "a.png")
+    picture.save(os.fsencode(folder) + b"/\xe9.png")
+    for link, target in {"self.png": "self.png", "nothing.png": "nowhere", "circle": ".", "more": "../elsewhere"}.items():
+        (folder / link).symlink_to(target)
+    (tmp_path / "elsewhere").mkdir()
+    picture.save(tmp_path / "elsewhere" / "b.png")
+    rows = run("--threshold", "0", source=folder)
+    assert {row["file_name"] for row in rows} >= {"real/a.png", "\udce9.png", "more/b.png"}
+    assert not any("self" in row["file_name"] or "nothing" in row["file_name"] for row in rows)

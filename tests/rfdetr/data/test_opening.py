@@ -268,7 +268,11 @@ def test_split_without_boxes_can_be_evaluated_but_is_reported(write_roboflow, co
     empty = coco_content(1)
     empty["annotations"] = []
     dataset = open_val(write_roboflow(train=coco_content(), valid=empty))
-    assert dataset[0][1]["boxes"].shape == (0, 4) and "nothing can be measured" in caplog.text
+    assert dataset[0][1]["boxes"].shape == (0, 4) and "has no boxes, so nothing can be measured" in caplog.text
+    crowds = coco_content()
+    crowds["annotations"] = crowds["annotations"][-1:]
+    open_val(write_roboflow(train=coco_content(), valid=crowds))
+    assert "has no boxes but crowd regions, so nothing can be measured" in caplog.text
 
 
 def test_masks_need_segmentations(write_roboflow, coco_content, caplog):

@@ -251,7 +251,8 @@ def test_paths_of_another_machine_are_found_by_their_end(write, train):
 
 
 @pytest.mark.parametrize("places, lists, lines", [
-    ({"obj_train_data": ""}, {"obj.names": "cat\ndog\n", "obj.data": "classes = 2"}, "train: obj_train_data\nval: FOLDER_OF_OTHER"),
+    ({"obj_train_data": ""}, {"obj.names": "cat\ndog\n", "obj.data": "classes = 2"},
+     "train: obj_train_data\nval: FOLDER_OF_OTHER"),
     ({"images": "labels"}, {"classes.txt": "cat\r\ndog"}, "train: images\nval: FOLDER_OF_OTHER"),
     ({"valid/images": "valid/labels", "train/images": "train/labels"}, {"classes.txt": "cat\ndog"},
      "train: train/images\nval: valid/images"),
