@@ -65,7 +65,8 @@ def test_nothing_is_written_over(dataset_dir, tmp_path):
 
 @pytest.mark.parametrize("break_it, message", [
     (lambda folder: (folder / "7.png").unlink(), "train/7.png: there is no such image file"),
-    (lambda folder: (_rename_in_json(folder, "7.png", "7"), (folder / "7.png").rename(folder / "7")), "'7' has none of the endings .jpg, .jpeg, "),
+    (lambda folder: (_rename_in_json(folder, "7.png", "7"), (folder / "7.png").rename(folder / "7")),
+     "'7' has none of the endings .jpg, .jpeg, "),
     (lambda folder: (folder / "_annotations.coco.json").write_text("[]"), "holds a list"),
 ])
 def test_a_failure_leaves_nothing(write_split, tmp_path, break_it, message):
