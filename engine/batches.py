@@ -16,6 +16,8 @@ from torch import Tensor
 from engine.device import to_device
 from engine.randomness import preserved_rng
 
+OF_OBJECTS = ("boxes", "labels", "masks", "has_mask")  # what a target has for each of its objects
+
 
 def samples_per_batch(train_loader: Iterable) -> int | None:
     """Return the samples of one batch over all ranks, if the loader's batch sampler knows it."""
@@ -82,17 +84,16 @@ def image_ids(batches: list) -> list:
 
 
 def check_targets(batches: list, origin: str) -> None:
-    """Refuse a target whose boxes and labels differ in number; only shapes are looked at.
+    """Refuse a target that has more of one thing than of another for its objects; only shapes are looked at.
 
     Raises:
         ValueError: it names `origin`, where the window comes from, and the image.
     """
     for target in _dict_targets(batches):
-        boxes, labels = target.get("boxes"), target.get("labels")
-        if isinstance(boxes, Tensor) and isinstance(labels, Tensor) and boxes.shape[:1] != labels.shape[:1]:
-            counts = [value.shape[:1].numel() for value in (boxes, labels)]
-            name = int(target["image_id"]) if "image_id" in target else "without image_id"
-            raise ValueError(f"{origin}: image {name} has {counts[0]} boxes and {counts[1]} labels")
+        counts = {name: target[name].shape[:1].numel() for name in OF_OBJECTS if isinstance(target.get(name), Tensor)}
+        if len(set(counts.values())) > 1:
+            image = int(target["image_id"]) if "image_id" in target else "without image_id"
+            raise ValueError(f"{origin}: image {image} has {' and '.join(f'{count} {name}' for name, count in counts.items())}")
 
 
 def _dict_targets(batches: list) -> list[dict]:

@@ -79,8 +79,10 @@ def numbers(column: Sequence) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows_of_numbers(column: Sequence, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return lists of `length` numbers (n, length) float64, and which (n,) bool are that; the others read NaN."""
-    right_length = np.array([isinstance(row, list) and len(row) == length for row in column], dtype=bool)
+    """Return lists (or arrays "d") of `length` numbers (n, length) float64, and which (n,) bool are that; the others read NaN."""
+    if set(map(type, column)) == {array} and set(map(len, column)) == {length}:
+        return np.frombuffer(b"".join(column)).reshape(-1, length), np.ones(len(column), dtype=bool)
+    right_length = np.array([isinstance(row, (list, array)) and len(row) == length for row in column], dtype=bool)
     flat, valid = numbers(list(chain.from_iterable(row if ok else [None] * length for row, ok in zip(column, right_length))))
     return flat.reshape(-1, length), valid.reshape(-1, length).all(axis=1)
 

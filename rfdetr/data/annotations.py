@@ -163,7 +163,8 @@ def describe(report: dict[str, int]) -> str:
         "unmapped": "boxes left out because the label map lacks their category",
         "not_finite": "boxes with NaN or infinite coordinates dropped", "zero_size": "boxes without an area dropped",
         "unmatchable": "boxes without an area in their image, which count as missed",
-        "clamped": "boxes cut at the edge of their image", "without_mask": "objects without a mask",
+        "clamped": "boxes cut at the edge of their image",
+        "without_mask": "objects without a mask (trained on by class and box alone, and missed in evaluation)",
     }
     notes = [f"{report[key]} {text}" for key, text in done.items() if report.get(key)]
     head = f"{report['images']} images ({report['background_images']} without boxes), {report['boxes']} boxes"

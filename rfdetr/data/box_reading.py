@@ -61,9 +61,10 @@ def read_boxes(
     with np.errstate(all="ignore"):  # NaN and infinity are found later
         fractions = _in_fractions(numbers, sizes)
         report("fractions", fractions, lambda row: f"on {limits[row, 0]:.0f} x {limits[row, 1]:.0f}")
-        factors = np.where(fractions[:, None], limits, 1.0)
-        numbers = numbers * factors
-        areas = np.where(areas <= FRACTION, areas * factors[:, :2].prod(axis=1), areas)
+        if fractions.any():  # these arrays are large
+            factors = np.where(fractions[:, None], limits, 1.0)
+            numbers = numbers * factors
+            areas = np.where(areas <= FRACTION, areas * factors[:, :2].prod(axis=1), areas)
 
         def pixel_extents(rows: np.ndarray) -> np.ndarray:
             extents = extents_of(rows)
@@ -72,9 +73,10 @@ def read_boxes(
 
         readings = _find_readings(numbers, areas, limits, pixel_extents)
         report("box_format", readings != SIZES, lambda row: f"which looks like {list(READINGS)[readings[row]]}")
-        boxes = np.empty_like(numbers)
-        for index, read in enumerate(READINGS.values()):
-            boxes[readings == index] = read(numbers, limits)[readings == index]
+        boxes = _as_sizes(numbers, limits)
+        for index in np.unique(readings[readings != SIZES]):
+            meant = readings == index
+            boxes[meant] = list(READINGS.values())[index](numbers[meant], limits[meant])
         box_areas = np.abs((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
         unfitting = (box_areas > 0) & ((areas > MOST_AREA * box_areas) | (areas < LEAST_AREA * box_areas))
         report("area_box", unfitting, lambda row: f"and area {areas[row]:.6g}")

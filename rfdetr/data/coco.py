@@ -1,12 +1,11 @@
 """Read COCO annotation files (also Roboflow's exports) into arrays; entries that are wrong become findings and are left out."""
 
-import json
 import os
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,14 +13,14 @@ from rfdetr.data.annotations import RawSplit
 from rfdetr.data.box_reading import KINDS as BOX_KINDS
 from rfdetr.data.box_reading import read_boxes
 from rfdetr.data.findings import MAX_EXAMPLES, Findings, Kind
+from rfdetr.data.json_file import EXPORT_AGAIN, LISTS, parse_json
 from rfdetr.data.label_map import Category
 from rfdetr.data.mask_reading import KINDS as MASK_KINDS
 from rfdetr.data.mask_reading import polygon_extents, read_masks
 from rfdetr.errors import InputError
 from rfdetr.values import flags, numbers, rows_of_numbers, shown, whole_numbers
 
-EXPORT_AGAIN = "correct the file, or export the data set again"
-LISTS = ("images", "annotations", "categories")
+ENTRY_OF = {"images": "image", "annotations": "annotation", "categories": "category"}
 MAX_SIDE = 1_000_000  # pixels of an image; with MAX_PIXELS it keeps mistakes from taking all memory
 MAX_PIXELS = 2**31 - 1  # that run lengths can count
 MAX_AREA = 1e30  # square pixels; beyond it single precision ends
@@ -59,7 +58,8 @@ def read_coco(
     Raises:
         InputError: the file as a whole is missing or not what it should be.
     """
-    content = parse_json(_read_file(annotation_file), annotation_file)
+    with _opened(annotation_file) as file:
+        content = parse_json(file, annotation_file)
     content = content if choose is None else choose(content)
     return split_from_content(content, annotation_file, image_root, findings=findings, with_masks=with_masks)
 
@@ -92,55 +92,15 @@ def split_from_content(
     )
 
 
-def _read_file(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such annotation file; check the folder of the data set and its format") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-
-
-def parse_json(data: bytes, path: Path | str) -> dict:
-    """Read JSON whose outermost value is an object; `path` is what messages name.
-
-    Polygons become arrays, which take a fourth of the memory of lists.
-    """
-    try:
-        text = data.decode(json.detect_encoding(data), "surrogatepass")
-        del data  # half a gigabyte for a big file
-        repeated = any(text.count(f'"{name}"') > 1 for name in LISTS)
-        content = json.loads(text, object_hook=_compact) if not repeated else json.loads(text, object_pairs_hook=_once)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise InputError(f"{path}: not valid JSON at {place} ({error.msg}); {EXPORT_AGAIN}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON, byte {error.start} is not UTF-8; {EXPORT_AGAIN}") from None
-    except (ValueError, RecursionError) as error:  # thousands of digits, thousands of brackets
-        raise InputError(f"{path}: not JSON that can be read ({str(error)[:80]}); {EXPORT_AGAIN}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, but COCO annotations are an object with the lists images, "
-                         f"annotations and categories; {EXPORT_AGAIN}")
-    return content
-
-
-def _compact(entry: dict) -> dict:
-    polygons = entry.get("segmentation")
-    if type(polygons) is list and all(type(polygon) is list for polygon in polygons):
-        try:
-            entry["segmentation"] = [array("d", polygon) for polygon in polygons]
-        except (TypeError, OverflowError):  # something else than numbers, which mask_reading.py reports
-            pass
-    return entry
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict:
-    """Make an object of a file whose lists may stand there twice, of which json would silently take the last."""
-    keys = [key for key, _ in pairs]
-    twice = [name for name in LISTS if keys.count(name) > 1]
-    if twice:
-        raise ValueError(f"the list {twice[0]!r} stands there twice")
-    return _compact(dict(pairs))
 
 
 def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> list[dict]:
@@ -154,7 +114,8 @@ def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> l
     findings.add("not_an_entry", KINDS["not_an_entry"],
                  [f"entry {place} of {name} is {shown(rows[place])}" for place in wrong[:MAX_EXAMPLES]], count=len(wrong))
     if len(rows) == len(wrong) and name != "annotations":
-        raise InputError(f"{source}: lists no {name}; {EXPORT_AGAIN}")
+        what = f"holds {shown(rows[0])} and the like, no objects {{...}}, among its" if rows else "lists no"
+        raise InputError(f"{source}: {what} {name}; {EXPORT_AGAIN}")
     return [row for row in rows if isinstance(row, dict)] if wrong else rows
 
 
@@ -187,7 +148,7 @@ class _Entries:
     def _title(self, place: int) -> str:
         """Name an entry by its id, or its place where it has none."""
         row = self.rows[place]
-        return f"the entry of {self.name} with id {shown(row['id'])}" if "id" in row else f"entry {place} of {self.name}"
+        return f"{ENTRY_OF[self.name]} with id {shown(row['id'])}" if "id" in row else f"entry {place} of {self.name}"
 
 
 def _read_images(entries: _Entries, source: Path | str) -> tuple[list[dict], np.ndarray, np.ndarray]:
@@ -260,7 +221,10 @@ def _read_areas(entries: _Entries) -> np.ndarray:
 
 def _read_masks(entries: _Entries, sizes: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     """Return the encoded masks, and which (M,) bool can be used; the entries lose theirs, since both together are much."""
-    masks, found = read_masks([row.pop("segmentation", None) for row in entries.rows], sizes)
+    values = entries.column("segmentation")
+    for row in entries.rows:
+        row["segmentation"] = None
+    masks, found = read_masks(values, sizes)
     for kind, rows in found.items():
         entries.note(kind, np.isin(np.arange(len(masks)), list(rows)), rows.__getitem__)
     kept = np.ones(len(masks), dtype=bool)
@@ -285,5 +249,5 @@ def _is_text(value: Any) -> bool:
 
 def _short(values: list) -> str:
     """Show the first of many values."""
-    shown = ", ".join(str(value) for value in values[:8])
-    return f"{shown}, ... ({len(values)})" if len(values) > 8 else shown
+    first = ", ".join(shown(value) for value in values[:8])
+    return f"{first}, ... ({len(values)})" if len(values) > 8 else first

@@ -5,11 +5,12 @@ Where exactly one file fits such a name, and no other name means it, it is taken
 data set's folder is refused.
 """
 
+import html
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import compress
 from urllib.parse import unquote
@@ -84,11 +85,15 @@ class NearNames:
     def __init__(self, root: str | os.PathLike) -> None:
         self.root = root
         start = len(os.path.join(root, ""))
-        self.files = [path[start:] for path in _walk(os.path.join(root, ""))]
+        self.files = [entry.path[start:] for entry in pictures_below(os.path.join(root, ""))
+                      if entry.is_file(follow_symlinks=False) or os.path.isfile(entry)]
         self._by_base: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
+        self._by_stem: dict[str, list[tuple[list[str], str]]] = defaultdict(list)  # for names without an ending
         for file in self.files:
             parts = _parts(file)
+            stem = os.path.splitext("".join(parts[-1:]))[0]
             self._by_base["".join(parts[-1:])].append((parts, file))
+            self._by_stem[stem].append(([*parts[:-1], stem], file))
         self._is_one_folder = len({os.path.dirname(file) for file in self.files}) == 1
 
     def find(self, name: str) -> list[str]:
@@ -98,7 +103,8 @@ class NearNames:
         name other folders, where there is a single one here.
         """
         parts = _parts(name)
-        same = self._by_base.get(parts[-1], []) if parts else []
+        known = self._by_base if parts and parts[-1].endswith(IMAGE_SUFFIXES) else self._by_stem
+        same = known.get(parts[-1], []) if parts else []
         common = {file: _common_end(parts, theirs) for theirs, file in same}
         is_any_folder = self._is_one_folder and OTHER_MACHINE.match(name)
         fitting = [file for theirs, file in same if is_any_folder or common[file] == min(len(parts), len(theirs))]
@@ -147,6 +153,28 @@ def files_in(folder: str) -> set[str]:
         return set()
 
 
+def pictures_below(root: str, *, on_error: Callable[[OSError], None] = lambda error: None) -> Iterator[os.DirEntry]:
+    """Give what has the name of a picture in a folder and all below it, each folder once, however many links lead to it."""
+    waiting, links, seen = [root], [], set()
+    while waiting or links:  # links last, so that pictures have the name of their own folder
+        folder = waiting.pop() if waiting else links.pop()
+        try:
+            place = os.stat(folder)
+            if (place.st_dev, place.st_ino) in seen:
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                    if entry.name.startswith((".", "__MACOSX")):  # left behind by systems and tools
+                        continue
+                    if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                        (links if entry.is_symlink() else waiting).append(entry.path)
+                    elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                        yield entry
+        except OSError as error:
+            on_error(error)
+
+
 def _find_near(raw: RawSplit, lost: list[int]) -> dict[int, str]:
     """Return the files that the names of images `lost` nearly name, where only one fits and no other name means it."""
     near = NearNames(raw.image_root)
@@ -157,35 +185,15 @@ def _find_near(raw: RawSplit, lost: list[int]) -> dict[int, str]:
     return {index: single[raw.file_names[index]] for index in lost if raw.file_names[index] in single}
 
 
-def _walk(root: str) -> Iterator[str]:
-    """Give the pictures below a folder, each folder once even if links lead in a circle."""
-    waiting, seen = [root], set()
-    while waiting:
-        folder = waiting.pop()
-        try:
-            place = os.stat(folder)
-            if (place.st_dev, place.st_ino) in seen:
-                continue
-            seen.add((place.st_dev, place.st_ino))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith((".", "__MACOSX")):  # left behind by systems and tools
-                        continue
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
-                        yield entry.path
-                    elif entry.is_dir():
-                        waiting.append(entry.path)
-        except OSError:
-            continue
-
-
 def _parts(name: str) -> list[str]:
     """Return the folders and the name of a path in a form that does not depend on system and tool."""
     if "?d=" in name:  # Label Studio's /data/local-files/?d=
         name = name.partition("?d=")[2]
     elif "://" in name:
         name = name.partition("?")[0]
-    name = unquote(name) if "%" in name else name
+    while "%" in name and (decoded := unquote(name)) != name:  # some tools do it twice
+        name = decoded
+    name = html.unescape(name) if "&" in name else name
     name = (name if name.isascii() else unicodedata.normalize("NFKC", name)).replace("\\", "/").casefold()
     if not name.isprintable():
         name = "".join(character for character in name if character.isprintable())

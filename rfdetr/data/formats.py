@@ -13,7 +13,7 @@ from rfdetr.data.findings import Findings
 from rfdetr.data.layouts import ROBOFLOW_FILE, VAL_FRACTION, Files, find_coco, find_roboflow, look, read_files, splits_of, suggest
 from rfdetr.data.objects365 import find_objects365, read_objects365
 from rfdetr.data.shards import SPLITS, find_shards, is_address, list_folder, read_shards
-from rfdetr.data.yolo import DATA_FILES, find_yolo, read_yolo
+from rfdetr.data.yolo import DATA_FILES, find_yolo, read_yolo, suggest_data_file
 from rfdetr.errors import InputError
 
 Paths = Mapping[str, Mapping[str, str]]
@@ -72,6 +72,9 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
         files = ", ".join(str(file.annotations.relative_to(folder)) for file in looked[:5])
         raise InputError(f"{folder}: holds COCO files ({files}) in a layout that does not say which splits they are, or where "
                          f"their images are; say it, for example {suggest(folder, looked)}")
+    if "yolo" in names and not is_address(dataset_dir) and (content := suggest_data_file(folder)):
+        raise InputError(f"{folder}: holds pictures with label files of YOLO, but no {DATA_FILES[0]} that names the classes and "
+                         f"splits; write one, such as the following, once each split has a folder of its own:\n{content}")
     wanted = "; or ".join(f"{name}: {FORMATS[name].looks_like}" for name in names)
     content = sorted(list_folder(folder) if is_address(dataset_dir) else
                      [entry.name + "/" * entry.is_dir() for entry in folder.iterdir()])

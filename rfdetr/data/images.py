@@ -38,6 +38,7 @@ TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }
+REPLACE = "replace the file, or take it out of the annotations"
 FIRST_BYTES = 16  # of what is not a picture, shown in the message
 
 _MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
@@ -139,11 +140,10 @@ def open_picture(
                          "it or cut it into tiles, or allow more") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: this is not an image that can be read ({', '.join(FORMATS)}, in forms that Pillow knows); its "
-                         f"first bytes are {_first_bytes(source)}; replace the file, or take it out of the annotations") from None
+                         f"first bytes are {_first_bytes(source)}; {REPLACE}") from None
     except Exception as error:  # every decoder has errors of its own: struct.error, RuntimeError, MemoryError ...
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: the image cannot be decoded ({reason}); replace the file, or take it out of the annotations"
-                         ) from None
+        raise ImageError(f"{path}: the image cannot be decoded ({reason}); {REPLACE}") from None
 
 
 def check_regular(file: Path, name: object = None) -> None:
@@ -158,7 +158,7 @@ def check_regular(file: Path, name: object = None) -> None:
         return
     kind = ("an empty file" if stat.S_ISREG(status.st_mode) else "a folder" if stat.S_ISDIR(status.st_mode)
             else "a pipe, a socket or a device")
-    raise ImageError(f"{name or file}: this is {kind}, not an image; replace it, or take it out of the annotations")
+    raise ImageError(f"{name or file}: this is {kind}, not an image; {REPLACE}")
 
 
 def allow_pixels(max_pixels: int) -> None:

@@ -76,13 +76,13 @@ def find_roboflow(folder: Path) -> dict[str, Files]:
 
 def look(folder: Path, wanted: Callable[[Path], bool] = lambda file: True) -> list[Found]:
     """Return the COCO files in a folder, with the folders of their images."""
-    folders = list(_folders(folder))
+    folders = list(folders_below(folder))
     files = [Path(place, name) for place in folders for name in sorted(_json_files(place))]
     listed = {file: names for file in filter(wanted, files) if (names := _listed_names(file)) is not None}
     if not listed:
         return []
     contents = {place: {base_name(name) for name in files_in(place)} for place in folders}
-    return [Found(file, _find_images(file, names, folder, contents), _split_of(file.relative_to(folder)))
+    return [Found(file, _find_images(file, names, folder, contents), split_of(file.relative_to(folder)))
             for file, names in listed.items()]
 
 
@@ -160,7 +160,7 @@ def _complete(folder: Path, known: dict[str, Files]) -> dict[str, Files]:
     if not known or {"train", "val"} <= known.keys():
         return known
     patterns = {_pattern(file.annotations) for file in known.values()}
-    found = look(folder, lambda file: _pattern(file) in patterns and _split_of(file.relative_to(folder)) not in ("", *known))
+    found = look(folder, lambda file: _pattern(file) in patterns and split_of(file.relative_to(folder)) not in ("", *known))
     splits = {**known, **splits_of(found)}
     return {split: splits[split] for split in COCO_NAMES if split in splits}
 
@@ -169,7 +169,7 @@ def _pattern(file: Path) -> str:
     return re.sub("[a-z]+", lambda word: "*" if word[0] in SPLIT_WORDS else word[0], re.sub(r"\d+", "", file.stem.casefold()))
 
 
-def _split_of(file: Path) -> str:
+def split_of(file: Path) -> str:
     """Return the split that the name of a file says, or of the nearest folder whose name says one."""
     for name in (file.stem, *(parent.name for parent in file.parents)):
         said = {SPLIT_WORDS[word] for word in re.findall("[a-z]+", name.casefold()) if word in SPLIT_WORDS}
@@ -178,7 +178,7 @@ def _split_of(file: Path) -> str:
     return ""
 
 
-def _folders(root: Path) -> Iterator[str]:
+def folders_below(root: Path) -> Iterator[str]:
     """Give a folder and those below it, the upper ones first."""
     level = [str(root)]
     for _ in range(MAX_DEPTH + 1):
@@ -223,7 +223,7 @@ def _find_images(file: Path, names: list[str], root: Path, contents: dict[str, s
         exact = sum(os.path.isfile(os.path.join(folder, name)) for name in relative)
         near = sum(base_name(name) in contents[folder] for name in names)
         alike = len(words & set(re.findall("[a-z0-9]+", str(place).casefold())))
-        return exact, near, alike, _split_of(place / "x") == _split_of(file.relative_to(root)), -len(place.parts)
+        return exact, near, alike, split_of(place / "x") == split_of(file.relative_to(root)), -len(place.parts)
 
     best = max(contents, key=fits)
     return Path(best) if any(fits(best)[:2]) else None

@@ -142,7 +142,10 @@ class DetectionLoader(DataLoader):
         try:
             with _sigterm_held_back():
                 batches = super().__iter__()  # starts the workers
-            for samples, targets, messages in batches:
+            if self.num_workers:
+                _deaths.put_off()
+            while (batch := _deaths.wait_for(batches)) is not None:
+                samples, targets, messages = batch
                 received += 1
                 self._note(messages)
                 yield samples, [_as_tensors(target) for target in targets]
@@ -240,6 +243,9 @@ def _collate(
     if skip_bad_images:
         batch = [sample for sample, message in zip(batch, messages) if message is None] or batch[:1]
     samples, targets = collate(batch, size_divisor)
+    for target in targets:
+        if "masks" in target:  # one without a pixel is no mask, or none that this view shows
+            target["has_mask"] = target["masks"].flatten(1).any(1)
     targets = [{name: value if name == "masks" else value.numpy() for name, value in target.items()} for target in targets]
     if get_worker_info() is not None:
         _share([samples.tensors, samples.mask, *(target["masks"] for target in targets if "masks" in target)])
@@ -266,6 +272,40 @@ def _divergence(found: float, expected: float) -> float:
 
 def _as_tensors(target: dict) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in target.items()}
+
+
+class _WorkerDeaths:
+    """Lets the death of a worker be an error where a batch is waited for, of which the loader can say what is wrong.
+
+    torch raises in its handler of SIGCHLD: in the middle of a forward pass, of a step, or of whatever the main thread does then.
+    """
+
+    def __init__(self) -> None:
+        self._is_waiting, self._raise = False, None
+
+    def put_off(self) -> None:
+        """Take the place of torch's handler, which it sets once, when it starts workers."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if self._raise is None and is_main and callable(handler := signal.getsignal(signal.SIGCHLD)):
+            self._raise = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def wait_for(self, batches: Iterator) -> Any:
+        """Return the next batch, None at the end."""
+        before, self._is_waiting = self._is_waiting, True
+        try:
+            if self._raise is not None:
+                self._raise(signal.SIGCHLD, None)  # for those that died meanwhile
+            return next(batches, None)
+        finally:
+            self._is_waiting = before
+
+    def _handle(self, *arguments: Any) -> None:
+        if self._is_waiting:
+            self._raise(*arguments)
+
+
+_deaths = _WorkerDeaths()  # of all loaders, as a process has one handler
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 
 from rfdetr.data.findings import Kind
 from rfdetr.data.polygons import cut, outline_length
-from rfdetr.data.segmentations import draw, encode
+from rfdetr.data.segmentations import draw, encode, encode_polygons
 from rfdetr.run_length import read_counts
 from rfdetr.values import number, shown, whole_number
 
@@ -58,8 +58,8 @@ def read_masks(values: list[Any], sizes: np.ndarray) -> tuple[list[bytes], dict[
         rows = np.arange(start, min(start + CHUNK, len(values)))
         plain = np.array([_is_plain(values[row]) for row in rows], dtype=bool)
         plain[plain] = _surely_shows([values[row] for row in rows[plain]], sizes[rows[plain]])
-        for row in rows[plain].tolist():
-            encoded[row], values[row] = encode(values[row]), None
+        for row, mask in zip(rows[plain].tolist(), encode_polygons([values[row] for row in rows[plain]])):
+            encoded[row], values[row] = mask, None
         for row in rows[~plain].tolist():
             if _looks_like_fractions(values[row], *sizes[row].tolist()):
                 in_fractions.append(row)

@@ -117,8 +117,9 @@ def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:
 def _check_content(raw: RawSplit, report: dict[str, int], split: str, training: bool, with_masks: bool) -> None:
     if training and not report["boxes"]:
         raise InputError(f"{raw.source}: the {split} split has no boxes to learn from ({describe(report)})")
-    if not report["boxes"]:
-        logger.warning("%s: the %s split has no boxes, so nothing can be measured on it", raw.source, split)
+    if report["boxes"] == report["crowds"]:
+        logger.warning("%s: the %s split has no boxes%s, so nothing can be measured on it", raw.source, split,
+                       " but crowd regions" if report["crowds"] else "")
     if with_masks and report["boxes"] and report["without_mask"] == report["boxes"]:
         raise InputError(f"{raw.source}: a segmentation model needs masks, but no annotation has a segmentation; "
                          "use a detection model, or export the data set with polygons")

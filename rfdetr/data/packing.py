@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco_writer import image_entry, row_entry
-from rfdetr.data.formats import available_splits, detect_format, read_split
+from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
 from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.data.shards import CATEGORIES, find_shards, scan_shards
 from rfdetr.errors import InputError
@@ -23,17 +23,23 @@ from rfdetr.files import appearing_folder, write_json
 MEGABYTE = 10**6
 
 
-def pack_dataset(dataset_dir: str | Path, output: Path, *, format: str = "auto", shard_mb: int = 256) -> dict[str, RawSplit]:
+def pack_dataset(
+    dataset_dir: str | Path, output: Path, *, format: str = "auto", paths: Paths | None = None, shard_mb: int = 256,
+    **reading: Any,
+) -> dict[str, RawSplit]:
     """Pack all splits of a data set into a new folder, which appears when it is complete.
+
+    Args:
+        paths, reading: as `read_split` takes them.
 
     Returns:
         what was packed, by split.
     """
-    format = detect_format(dataset_dir, format)
+    format = detect_format(dataset_dir, format) if paths is None else format
     packed = {}
     with _new_folder(output) as folder:
-        for split in available_splits(dataset_dir, format):
-            packed[split] = read_split(dataset_dir, split, format=format, with_masks=True)
+        for split in available_splits(dataset_dir, format, paths):
+            packed[split] = read_split(dataset_dir, split, format=format, paths=paths, with_masks=True, **reading)
             pack_split(packed[split], folder, split, shard_mb * MEGABYTE)
         categories = {category.id: category._asdict() for raw in reversed(packed.values()) for category in raw.categories}
         write_json(folder / CATEGORIES, {"categories": [categories[id_] for id_ in sorted(categories)]})

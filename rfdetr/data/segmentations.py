@@ -15,11 +15,28 @@ from rfdetr.data.views import View
 
 def encode(segmentation: Sequence[Sequence[float]] | dict | None) -> bytes:
     """Pack polygons [[x, y, x, y, ...], ...] or run lengths {"size": [h, w], "counts": list or compressed string}."""
-    if not segmentation:
-        return b""
-    if not isinstance(segmentation, dict):
-        segmentation = [np.asarray(numbers, dtype=np.float64).tobytes() for numbers in segmentation]
-    return pickle.dumps(segmentation, protocol=5)
+    if isinstance(segmentation, dict):
+        return pickle.dumps(segmentation, protocol=5) if segmentation else b""
+    return encode_polygons([segmentation or []])[0]
+
+
+def encode_polygons(objects: Sequence[Sequence[Sequence[float]]]) -> list[bytes]:
+    """Pack the polygons of several objects; those of whole hundredths, as most are, take half the memory of others."""
+    parts = [np.asarray(numbers, dtype=np.float64) for polygons in objects for numbers in polygons]
+    numbers = np.concatenate([*parts, np.zeros(0)])
+    hundredths = np.rint(numbers * 100)
+    is_exact = (hundredths / 100 == numbers) & (np.abs(hundredths) < 2**31)
+    hundredths = np.where(is_exact, hundredths, 0).astype(np.int32)
+    all_exact, ends, encoded = is_exact.all(), np.cumsum([0, *map(len, parts)]).tolist(), []
+    first = 0  # polygon of the object
+    for polygons in objects:
+        last = first + len(polygons)
+        exact = all_exact or is_exact[ends[first] : ends[last]].all()
+        chosen = hundredths if exact else numbers
+        packed = [chosen[ends[part] : ends[part + 1]].tobytes() for part in range(first, last)]
+        encoded.append(pickle.dumps(tuple(packed) if exact else packed, protocol=5) if packed else b"")
+        first = last
+    return encoded
 
 
 def decode(encoded: bytes) -> list[list[float]] | dict:
@@ -60,7 +77,11 @@ def draw_view(encoded: bytes, height: int, width: int, view: View, size: tuple[i
 def _unpack(encoded: bytes) -> list[np.ndarray] | dict:
     """Return run lengths, or the points (n, 2) of each polygon."""
     segmentation = pickle.loads(encoded) if encoded else []
-    return segmentation if isinstance(segmentation, dict) else [np.frombuffer(part).reshape(-1, 2) for part in segmentation]
+    if isinstance(segmentation, dict):
+        return segmentation
+    if isinstance(segmentation, tuple):
+        return [np.frombuffer(part, dtype=np.int32).reshape(-1, 2) / 100 for part in segmentation]
+    return [np.frombuffer(part).reshape(-1, 2) for part in segmentation]
 
 
 def _polygon_runs(polygons: list[np.ndarray], height: int, width: int) -> dict:

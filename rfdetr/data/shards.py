@@ -26,10 +26,11 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from rfdetr.data.annotations import RawSplit
-from rfdetr.data.coco import parse_json, split_from_content
+from rfdetr.data.coco import split_from_content
 from rfdetr.data.file_names import is_possible
 from rfdetr.data.findings import Findings
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError
+from rfdetr.data.json_file import parse_json
 from rfdetr.errors import InputError
 
 CATEGORIES = "categories.json"
@@ -84,7 +85,7 @@ def read_shards(shards: Shards, *, findings: Findings, with_masks: bool = False)
     """
     if shards.has_index:
         source = f"{shards.folder}/{shards.split}.json"
-        content = parse_json(_read_file(source), source)
+        content = parse_json(io.BytesIO(_read_file(source)), source)
     else:
         source = f"{shards.folder}/{shards.split}-*.tar"
         logger.info("%s: no index %s.json; going through %d tars instead", source, shards.split, len(shards.sizes))
@@ -139,7 +140,7 @@ def _samples(shard: str) -> Iterator[tuple[str, dict, tarfile.TarInfo]]:
         folder, _, name = member.name.rpartition("/")
         stem, _, ending = name.partition(".")  # as webdataset has it: the key ends at the first dot
         if ending == "json":
-            entries[folder, stem] = member.name, parse_json(content, f"{shard}/{member.name}")
+            entries[folder, stem] = member.name, parse_json(io.BytesIO(content), f"{shard}/{member.name}")
         elif f".{ending.lower()}" in IMAGE_SUFFIXES:
             pictures[folder, stem] = member
     for key in sorted(entries.keys() ^ pictures.keys())[:1]:
@@ -180,7 +181,7 @@ def _read_categories(folder: Path | str) -> list[dict]:
     if CATEGORIES not in list_folder(folder):
         raise InputError(f"{source}: there is no such file; shards without an index need COCO's list of categories in it: "
                          '{"categories": [{"id": 1, "name": "cat"}, ...]}')
-    return parse_json(_read_file(source), source).get("categories")
+    return parse_json(io.BytesIO(_read_file(source)), source).get("categories")
 
 
 def _read_file(path: str) -> bytes:

@@ -6,6 +6,7 @@ how people make rare ones count more; other splits have it once. Coordinates ref
 orientation.
 """
 
+import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,20 +20,24 @@ import numpy as np
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.file_names import KINDS as NAME_KINDS
-from rfdetr.data.file_names import NearNames
+from rfdetr.data.file_names import NearNames, files_in, pictures_below
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
-from rfdetr.data.segmentations import encode
+from rfdetr.data.layouts import folders_below, split_of
+from rfdetr.data.segmentations import encode_polygons
 from rfdetr.data.yolo_labels import MAX_BYTES, LabelFile, Labels, join, parse_labels
 from rfdetr.data.yolo_yaml import read_categories, read_data_file, read_line_form, read_paths
 from rfdetr.errors import InputError
 
-DATA_FILES = ("data.yaml", "data.yml")
+NAME_LISTS = ("obj.names", "classes.txt", "_darknet.labels", "labels.txt")  # of classes, a line each
+DATA_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 CHUNK = 4096  # images read at once, so that the text of all labels is never in memory
 UNKNOWN_SIZE = (640, 640)  # of a picture whose header cannot be read
 
 KINDS = {
+    "split_path_moved": Kind("warning", "files", "paths of a split as another machine or system has them, found in the data set",
+                             "look whether this is the folder that is meant; correct data.yaml", "repairs"),
     "split_path_missing": Kind("error", "files", "paths of a split that do not exist", "correct data.yaml"),
     "image_missing": Kind("error", "files", "listed images that do not exist", "correct the list, or put the images there",
                           "drops"),
@@ -60,6 +65,7 @@ class YoloSplit(NamedTuple):
     data_file: Path
     sources: tuple[Path, ...]  # folders of images, and text files that list images
     missing: tuple[str, ...]  # what points nowhere, with the places that were looked at
+    moved: tuple[str, ...]  # what was found by the end of its path alone
     places: tuple[Path, ...]  # what relative paths may be relative to
 
 
@@ -84,7 +90,30 @@ def find_yolo(folder: Path) -> dict[str, YoloSplit]:
         return {split: _locate(data_file, content, keys[0]) for split, keys in named.items() if keys}
     usual = {split: [folder / key / "images" for key in keys if (folder / key / "images").is_dir()]
              for split, keys in SPLIT_KEYS.items()}
-    return {split: YoloSplit(data_file, (found[0],), (), (folder,)) for split, found in usual.items() if found}
+    return {split: YoloSplit(data_file, (found[0],), (), (), (folder,)) for split, found in usual.items() if found}
+
+
+@_refusing()
+def suggest_data_file(folder: Path) -> str:
+    """Return the data.yaml that would make a data set of pictures with label files beside them, "" where there are none.
+
+    Darknet, CVAT, Label Studio and LabelImg write such folders.
+    """
+    first = {Path(place): min((name for name in files_in(place) if name.lower().endswith(IMAGE_SUFFIXES)), default="")
+             for place in folders_below(folder)}  # a picture of each folder
+    labelled = [place for place, name in first.items()
+                if name and any((labels / f"{Path(name).stem}.txt").is_file() for labels in (_label_folder(place), place))]
+    if not labelled:
+        return ""
+    lists = [folder / name for name in NAME_LISTS if (folder / name).is_file()]
+    names = lists[0].read_text(encoding="utf-8-sig", errors="replace").split("\n") if lists else ["FIRST CLASS", "SECOND CLASS"]
+    texts = [json.dumps(name.strip(), ensure_ascii=False) for name in names if name.strip()]
+    named = {split_of(place.relative_to(folder) / "x"): place for place in reversed(labelled)}
+    named.pop("", None)
+    others = (_short(place, folder) for place in labelled if place not in named.values())
+    paths = {split: _short(named[split], folder) if split in named else next(others, "FOLDER_OF_OTHER_IMAGES")
+             for split in ("train", "val")}
+    return "\n".join([f"names: [{', '.join(texts)}]", *(f"{split}: {path}" for split, path in paths.items())])
 
 
 @_refusing()
@@ -97,6 +126,7 @@ def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings) -> RawS
     if split.missing and not split.sources:
         raise InputError(f"{split.data_file}: {'; '.join(split.missing)}; correct data.yaml, or put the images there")
     findings.add("split_path_missing", KINDS["split_path_missing"], split.missing)
+    findings.add("split_path_moved", KINDS["split_path_moved"], split.moved)
     content, folder = read_data_file(split.data_file), split.data_file.parent
     categories, form = read_categories(split.data_file, content, findings), read_line_form(split.data_file, content)
     listed = Counter(image for source in split.sources for image in _images_of(source, split.places, findings))
@@ -154,15 +184,24 @@ def _locate(data_file: Path, content: dict[str, Any], key: str) -> YoloSplit:
     folder = data_file.parent
     root = folder / "".join(read_paths(data_file, content, "path")[:1]) if "path" in content else folder
     places = (root, folder) if os.path.isdir(root) else (folder,)  # often a path of somebody's own machine
-    sources, missing = [], []
+    sources, missing, moved = [], [], []
     for value in read_paths(data_file, content, key):
         tried = _candidates(value, places)
         found = next((path for path in tried if os.path.exists(path)), None)
+        if found is None and (found := _find_end(value, places)) is not None:
+            moved.append(f"{key}: {value!r} is {found}")
         if found is None:
             missing.append(f"{key}: {value!r} points nowhere (looked at {', '.join(map(str, tried))})")
         else:
             sources.append(found)
-    return YoloSplit(data_file, tuple(sources), tuple(missing), places)
+    return YoloSplit(data_file, tuple(sources), tuple(missing), tuple(moved), places)
+
+
+def _find_end(value: str, places: tuple[Path, ...]) -> Path | None:
+    """Return what the last parts of a path lead to, two of them or more, or all where only backslashes are in the way."""
+    parts = [part for part in value.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    ends = [place.joinpath(*parts[first:]) for first in range(max(1, len(parts) - 1)) for place in places]
+    return next((path for path in ends if os.path.exists(path)), None)
 
 
 def _candidates(value: str, places: tuple[Path, ...]) -> list[Path]:
@@ -180,13 +219,7 @@ def _candidates(value: str, places: tuple[Path, ...]) -> list[Path]:
 def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
     """Give the images of a folder and all below it, of a list, or the one that this is."""
     if source.is_dir():
-        followed = {os.path.realpath(source)}  # a link may lead back up
-        for folder, folders, names in os.walk(source, followlinks=True, onerror=_raise):
-            links = {name: os.path.realpath(os.path.join(folder, name)) for name in folders
-                     if os.path.islink(os.path.join(folder, name))}
-            folders[:] = [name for name in folders if links.get(name) not in followed]
-            followed.update(links.values())
-            yield from (Path(folder, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        yield from (Path(entry) for entry in pictures_below(str(source), on_error=_raise))
     elif source.suffix.lower() == ".txt":
         yield from _listed_images(source, places, findings)
     else:
@@ -302,8 +335,8 @@ def _sizes(pool: ThreadPoolExecutor, images: list[Path], findings: Findings) -> 
 
 def _segmentations(labels: Labels, sizes: np.ndarray) -> list[bytes]:
     scales = sizes[labels.image_indices][:, ::-1]
-    return [encode(None if points is None else [(points * scale).ravel().tolist()])
-            for points, scale in zip(labels.polygons, scales)]
+    return encode_polygons([[] if points is None else [(points * scale).ravel()]
+                            for points, scale in zip(labels.polygons, scales)])
 
 
 def _short(path: Path, folder: Path) -> str:

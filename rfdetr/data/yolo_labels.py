@@ -19,6 +19,7 @@ ROUNDING = 1e-5  # a number so little outside of 0..1 is not worth a word
 FAR_OUTSIDE = 2.0  # numbers above this, or below 1 - this, are no fractions but probably pixels
 BOX_FIELDS = 5
 SUSPECT = 1 / 3  # share of lines like a box with key points that no set of polygons reaches
+APART = 0.7  # extents of some points that others lie away from them
 ENOUGH = 10  # lines of one length, for them to be judged by themselves
 MAX_BYTES = 2**24  # of a label file; 400,000 boxes
 
@@ -237,6 +238,8 @@ def _bad_rows(values: np.ndarray, starts: np.ndarray, used: np.ndarray, class_id
     lengths = np.diff(starts, append=len(values))
     places = np.arange(len(values)) - np.repeat(starts, lengths)
     coordinates = np.where((places > 0) & (places < np.repeat(used, lengths)), values, 0.5)
+    is_side = (places > 2) & np.repeat(used == BOX_FIELDS, lengths)
+    coordinates[is_side] = np.abs(coordinates[is_side])  # a negative one is a box from another corner, as in other formats
     is_empty = not len(starts)  # which reduceat does not take
     low, high = (classes, classes) if is_empty else (np.minimum.reduceat(coordinates, starts),
                                                      np.maximum.reduceat(coordinates, starts))
@@ -281,7 +284,7 @@ def _like_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
     """Tell which polygons (k, n) look like a box inside of the picture around key points of 2 or 3 numbers, (k,) bool.
 
     Also a small polygon near the middle has its later points in the "box" of its first two. It is a box if its centre is amid the
-    points, where a polygon has no corner, or if its size is far away from them, as no corner is.
+    points, where a polygon has no corner, if its size, or both, are far away from them, as no corner is, or if all points are 0.
     """
     if (numbers.shape[1] - 4) % dims:
         return np.zeros(len(numbers), dtype=bool)
@@ -293,13 +296,16 @@ def _like_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
     high = np.where(seen[..., None], points, -np.inf).max(axis=1)
     inner, outer = np.concatenate([low, -high], axis=1), box * [1, 1, -1, -1]
     is_around = (inner >= outer - 0.01).all(axis=1) & (outer >= [-0.01, -0.01, -1.01, -1.01]).all(axis=1)
-    is_around &= seen.any(axis=1) & (numbers[:, 2:4] > 0).all(axis=1)
+    is_blank = (rest == 0).all(axis=(1, 2))
+    is_around &= (seen.any(axis=1) | is_blank) & (numbers[:, 2:4] > 0).all(axis=1)
     with np.errstate(invalid="ignore"):  # where none is seen
         first, second = numbers[:, :2], numbers[:, 2:4]
         is_amid = np.abs(first - (low + high) / 2).max(axis=1) <= 0.3 * (high - low).max(axis=1)
         extent = np.maximum(high, first) - np.minimum(low, first)
         is_far = np.linalg.norm(second - first, axis=1) > 2 * np.linalg.norm(extent, axis=1)
-    return is_around & (np.isin(flags, (0, 1, 2)).all(axis=(1, 2)) if dims == 3 else is_amid | is_far)
+        distance = np.linalg.norm(numbers[:, :4].reshape(-1, 2, 2) - ((low + high) / 2)[:, None], axis=2).min(axis=1)
+        is_far |= (distance > APART * np.linalg.norm(high - low, axis=1)) & (rest.shape[1] > 2)  # of four corners, two may be
+    return is_around & (np.isin(flags, (0, 1, 2)).all(axis=(1, 2)) if dims == 3 else is_amid | is_far | is_blank)
 
 
 def _areas(polygons: np.ndarray) -> np.ndarray:

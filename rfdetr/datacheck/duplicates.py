@@ -4,6 +4,7 @@ Near duplicates have difference hashes of 256 bits that differ in few of them. C
 cut into more bands than bits may differ, so that a pair agrees in one band at least, and only such pairs are compared.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -51,7 +52,7 @@ def check_duplicates(splits: dict[str, SplitCheck], facts: dict[str, list[ImageF
     twins: dict[tuple[str, int], dict[str, Twin]] = defaultdict(dict)  # image -> kind -> the nearest copy
     for first, second, bits in [*_identical(flat), *_similar(flat)]:
         (one, index), (other, other_index) = places[first], places[second]  # splits are in the order train, val, test
-        if one != other and _same_file(splits[one], index, splits[other], other_index):
+        if _same_file(splits[one], index, splits[other], other_index):
             continue  # reported from the names
         prefix = "identical" if bits is None else "similar"
         kind = prefix if one == other else f"{prefix}_to_train" if one == "train" else f"{prefix}_across"
@@ -78,14 +79,16 @@ def _describe(splits: dict[str, SplitCheck], twin: Twin) -> str:
 
 
 def _same_file(one: SplitCheck, index: int, other: SplitCheck, other_index: int) -> bool:
-    return (one.raw.image_root, one.raw.file_names[index]) == (other.raw.image_root, other.raw.file_names[other_index])
+    first, second = (os.path.normpath(os.path.join(split.raw.image_root, split.raw.file_names[place]))
+                     for split, place in ((one, index), (other, other_index)))
+    return first == second
 
 
 def _identical(facts: list[ImageFacts]) -> Iterator[tuple[int, int, None]]:
     """Pairs of identical files: the first of each group, and each of the others."""
     groups: dict[bytes, int] = {}
     for index, fact in enumerate(facts):
-        if fact.digest and (first := groups.setdefault(fact.digest, index)) != index:
+        if fact.digest and not fact.error and (first := groups.setdefault(fact.digest, index)) != index:
             yield first, index, None
 
 

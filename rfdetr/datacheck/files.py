@@ -65,7 +65,9 @@ def _check_listed(split: SplitCheck, contents: dict[str, set[str]]) -> None:
         spellings[name.casefold()].add(name)
         times[name] += 1
     split.note("case_clash", KINDS["case_clash"], [", ".join(sorted(same)) for same in spellings.values() if len(same) > 1])
-    split.note("listed_twice", KINDS["listed_twice"], [f"{name} ({count} times)" for name, count in times.items() if count > 1])
+    if "listed_again_for_training" not in split.reported:
+        again = [f"{name} ({count} times)" for name, count in times.items() if count > 1]
+        split.note("listed_twice", KINDS["listed_twice"], again)
 
 
 def _check_missing(split: SplitCheck, missing: list[int]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rfdetr.data.deep_pixels import deep_pixels, is_deep
-from rfdetr.data.images import check_regular, locate, open_picture, orientation_of, read_image, to_rgb
+from rfdetr.data.images import REPLACE, check_regular, locate, open_picture, orientation_of, read_image, to_rgb
 from rfdetr.datacheck.split_check import SplitCheck
 
 THUMBNAIL = 24  # pixels a side
@@ -77,7 +77,8 @@ def _look(split: SplitCheck, index: int, decode: bool) -> ImageFacts:
     except FileNotFoundError:
         return ImageFacts()
     except (OSError, ValueError) as error:  # ImageError too
-        return facts._replace(error=getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: "))
+        reason = str(error).removeprefix(f"{path}: ").removesuffix(f"; {REPLACE}")
+        return facts._replace(error=getattr(error, "strerror", None) or reason)
     small = np.asarray(grey.resize((HASH_SIDE + 1, HASH_SIDE), Image.BOX), dtype=np.int16)
     bits = np.packbits(small[:, 1:] > small[:, :-1])
     return facts._replace(difference_hash=bits.tobytes(), thumbnail=grey.resize((THUMBNAIL, THUMBNAIL), Image.BOX).tobytes())

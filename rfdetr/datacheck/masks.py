@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from rfdetr.data.findings import Kind
 from rfdetr.data.segmentations import decode, to_runs
+from rfdetr.datacheck.boxes import ENOUGH_BOXES, MANY_WRONG
 from rfdetr.datacheck.split_check import SplitCheck
 
 BOX_TOLERANCE = 2.0  # pixels between the edges of a mask and of its box ...
@@ -15,11 +16,14 @@ BOX_SHARE = 0.1  # ... and this share of the box's side; both have to be exceede
 HOLE_PIXELS = 3  # that a polygon covers beyond its mask's area
 EXACT_SHARE = 0.2  # of the polygons that have just the annotated area, if areas are counts of pixels
 RARE = 0.02  # of the masks; where more are in pieces, it is the way that hidden objects are drawn
+SAMPLE = 300  # masks that are compared with their boxes at first
 ALL_NEIGHBOURS = np.ones((3, 3), dtype=bool)  # pixels that touch at a corner belong together
 
 KINDS = {
     "without_mask": Kind("warning", "boxes", "objects without a mask, or with one that covers no pixel, while others have one",
-                         "a segmentation model is taught that they have no pixels: draw their masks, or train a detection model"),
+                         "training uses their class and box alone, and evaluation counts their masks as missed: draw them"),
+    "mask_place": Kind("error", "boxes", "masks that reach out of their box, too many for slips",
+                       "masks must be in pixels, x before y, run lengths column by column, for the stated width and height"),
     "mask_box": Kind("warning", "boxes", "masks that disagree with their box",
                      "look which of the two is right; export boxes from the masks"),
     "hole": Kind("info", "boxes", "masks with a hole", "polygons fill holes; run lengths keep them"),
@@ -39,6 +43,8 @@ def check_masks(split: SplitCheck, *, quick: bool) -> None:
     with_mask = np.array([bool(segmentations[row]) for row in objects], dtype=bool)
     if with_mask.any():
         split.note_objects("without_mask", KINDS["without_mask"], objects[~with_mask])
+    outside = _outside(split, objects[with_mask])
+    split.note_objects("mask_place", KINDS["mask_place"], outside, lambda row: _describe_extent(_extent(split, row)))
     if quick:
         return
     found: dict[str, list[int]] = defaultdict(list)
@@ -46,7 +52,7 @@ def check_masks(split: SplitCheck, *, quick: bool) -> None:
     details: dict[int, str] = {}
     for rows in split.rows_by_image(objects[with_mask]):
         _check_image(split, rows.tolist(), found, pixel_areas, details)
-    wrong_boxes = set(split.marked_objects.get("do_not_fit", np.array([])).tolist())
+    wrong_boxes = {*split.marked_objects.get("do_not_fit", np.array([])).tolist(), *outside.tolist()}
     found["mask_box"] = [row for row in found["mask_box"] if row not in wrong_boxes]
     if len(found["pieces"]) > max(1, RARE * len(objects)):
         del found["pieces"]
@@ -54,6 +60,30 @@ def check_masks(split: SplitCheck, *, quick: bool) -> None:
     for name in ("mask_box", "hole", "pieces", "overlap"):
         split.note_objects(name, KINDS[name], np.array(sorted(found[name]), dtype=np.int64),
                            details.__getitem__ if name in ("mask_box", "overlap") else None)
+
+
+def _outside(split: SplitCheck, rows: np.ndarray) -> np.ndarray:
+    """Return the objects whose masks reach out of their boxes, where these are many; a few are looked at first."""
+    for chosen in (rows[:: max(1, len(rows) // SAMPLE)], rows):
+        found = np.array([_reaches_out(split, row) for row in chosen.tolist()], dtype=bool)
+        if found.sum() < max(ENOUGH_BOXES * MANY_WRONG, len(found) * MANY_WRONG) or len(found) < ENOUGH_BOXES:
+            return rows[:0]
+    return rows[found]
+
+
+def _reaches_out(split: SplitCheck, row: int) -> bool:
+    extent, box = _extent(split, row).clip(0, split.limits[row]), split.raw.boxes[row].clip(0, split.limits[row])
+    return _exceeds(np.concatenate([box[:2] - extent[:2], extent[2:] - box[2:]]), box)
+
+
+def _extent(split: SplitCheck, row: int) -> np.ndarray:
+    segmentation, (width, height) = decode(split.raw.segmentations[row]), split.limits[row, :2].astype(int).tolist()
+    return (_polygon_extent(segmentation) if isinstance(segmentation, list)
+            else _run_extent(to_runs(split.raw.segmentations[row], height, width)))
+
+
+def _describe_extent(extent: np.ndarray) -> str:
+    return "but its mask spans [{:.6g}, {:.6g}, {:.6g}, {:.6g}]".format(*extent[:2], *(extent[2:] - extent[:2]))
 
 
 def _check_image(split: SplitCheck, rows: list[int], found: dict, pixel_areas: dict, details: dict) -> None:
@@ -73,7 +103,7 @@ def _check_image(split: SplitCheck, rows: list[int], found: dict, pixel_areas: d
             pieces, has_hole = _pieces_and_holes(runs, extent)
         if _disagrees(extent.clip(0, split.limits[row]), split.raw.boxes[row].clip(0, split.limits[row])):
             found["mask_box"].append(row)
-            details[row] = "but its mask spans [{:.6g}, {:.6g}, {:.6g}, {:.6g}]".format(*extent[:2], *(extent[2:] - extent[:2]))
+            details[row] = _describe_extent(extent)
         if pieces > 1:
             found["pieces"].append(row)
         if has_hole:
@@ -92,8 +122,12 @@ def _run_extent(runs: dict) -> np.ndarray:
 
 
 def _disagrees(extent: np.ndarray, box: np.ndarray) -> bool:
+    return _exceeds(np.abs(extent - box), box)
+
+
+def _exceeds(distances: np.ndarray, box: np.ndarray) -> bool:
     allowed = np.maximum(BOX_TOLERANCE, BOX_SHARE * np.tile(box[2:] - box[:2], 2))
-    return bool((np.abs(extent - box) > allowed).any())
+    return bool((distances > allowed).any())
 
 
 def _pieces_and_holes(runs: dict, extent: np.ndarray) -> tuple[int, bool]:

@@ -1,17 +1,28 @@
 """The check of a data set as text for a terminal and as plain values for JSON."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rfdetr.data.findings import MAX_EXAMPLES, Finding
+from rfdetr.datacheck.dataset_check import KINDS as KINDS_OF_SPLITS
 from rfdetr.datacheck.dataset_check import DatasetCheck
+from rfdetr.datacheck.statistics import SplitStatistics
 
-MAX_CLASSES = 30  # in the text; the JSON has all
 MAX_DETAILED = 6  # kinds of findings; more of them get a line each
-LINE_LENGTH = 160
+LINE_LENGTH = 120
+CLASS_LINES = 4  # of the numbers of boxes; the JSON has all
 SEVERITIES = {"error": "ERRORS, which would break or falsify training", "warning": "WARNINGS, worth a look", "info": "NOTES"}
 FIXES = {"leaves": "", "repairs": "; --fix repairs them", "drops": "; --fix leaves them out"}
+MARKS = {"leaves": " ", "repairs": "*", "drops": "-"}  # of what --fix does, where a kind has a line
+COLUMNS = {  # of the numbers of a split
+    "images": lambda s: f"{s.images}", "empty": lambda s: f"{s.background_images}", "boxes": lambda s: f"{s.boxes}",
+    "crowds": lambda s: f"{s.crowds}", "large >96": lambda s: f"{s.box_sizes['large']:.1%}",
+    "medium": lambda s: f"{s.box_sizes['medium']:.1%}", "small <32": lambda s: f"{s.box_sizes['small']:.1%}",
+    "tiny <8": lambda s: f"{s.box_sizes['tiny']:.1%}",
+    "objects an image": lambda s: f"{s.median_objects:g}, most {s.max_objects}", "memory": lambda s: f"{s.memory_mb:.1f} MB",
+}  # fmt: skip
 
 
 def to_dict(check: DatasetCheck) -> dict[str, Any]:
@@ -25,14 +36,15 @@ def to_dict(check: DatasetCheck) -> dict[str, Any]:
 
 
 def to_text(check: DatasetCheck) -> str:
-    """Return the report for a terminal."""
+    """Return the report for a terminal: some kinds of findings in full, or many with a line each, on one screen."""
     height, width = check.input_size
     head = f"{check.dataset_dir}: format {check.format}, input {width} x {height} pixels, {check.num_queries} queries"
     by_kind: dict[str, list[Finding]] = {}
     for found in check.findings:
         by_kind.setdefault(found.name, []).append(found)
-    findings = list(map(_kind, by_kind.values())) if len(by_kind) <= MAX_DETAILED else _lines(list(by_kind.values()))
-    return "\n\n".join([head, *findings, *_numbers(check), _summary(check)])
+    kinds = sorted(by_kind.values(), key=_rank)
+    findings = list(map(_kind, kinds)) if len(kinds) <= MAX_DETAILED else _lines(kinds, f"{check.dataset_dir}/")
+    return "\n\n".join([head, *findings, *_numbers(check.statistics), _summary(kinds)])
 
 
 def has_errors(check: DatasetCheck) -> bool:
@@ -40,41 +52,26 @@ def has_errors(check: DatasetCheck) -> bool:
     return any(found.kind.severity == "error" for found in check.findings)
 
 
-def _numbers(check: DatasetCheck) -> list[str]:
-    statistics = check.statistics
-    if not statistics:
-        return []
-    rows = [["", *statistics]]
-    for title, value in {
-        "images": lambda s: f"{s.images}", "  without boxes": lambda s: f"{s.background_images}",
-        "boxes": lambda s: f"{s.boxes}", "  crowd regions beside them": lambda s: f"{s.crowds}",
-        "  large, from 96 x 96 pixels": lambda s: f"{s.box_sizes['large']:.1%}",
-        "  medium": lambda s: f"{s.box_sizes['medium']:.1%}",
-        "  small, below 32 x 32": lambda s: f"{s.box_sizes['small']:.1%}",
-        "    of them tiny, below 8 x 8": lambda s: f"{s.box_sizes['tiny']:.1%}",
-        "objects an image, median": lambda s: f"{s.median_objects:g}", "objects an image, most": lambda s: f"{s.max_objects}",
-        "memory of the annotations, MB": lambda s: f"{s.memory_mb:.1f}",
-    }.items():
-        rows.append([title, *map(value, statistics.values())])
-    return [_table(rows), *_classes({name: numbers.class_counts for name, numbers in statistics.items()})]
+def _rank(findings: list[Finding]) -> tuple:
+    """Order kinds: the gravest first, of these what is about whole splits, then what there is most of."""
+    severity = list(SEVERITIES).index(findings[0].kind.severity)
+    return severity, findings[0].name not in KINDS_OF_SPLITS, -sum(found.count for found in findings)
 
 
-def _classes(counts: dict[str, dict[str, int]]) -> list[str]:
+def _numbers(statistics: dict[str, SplitStatistics]) -> list[str]:
+    """Give each split a line, and the classes some more."""
+    rows = [["", *COLUMNS], *([name, *(value(numbers) for value in COLUMNS.values())] for name, numbers in statistics.items())]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    table = ["  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(zip(row, widths)))
+             for row in rows]
+    counts = {name: numbers.class_counts for name, numbers in statistics.items() if numbers.class_counts}
     names = sorted(counts.get("train", {}), key=lambda name: -counts["train"][name])
-    if not names:
-        return []
-    shown = names if len(names) <= MAX_CLASSES else names[: MAX_CLASSES // 2] + names[-MAX_CLASSES // 2 :]
-    rows = [["boxes of each class", *counts]]
-    rows += [["  " + name, *(str(split[name]) for split in counts.values())] for name in shown]
-    if len(shown) < len(names):
-        rows.insert(1 + MAX_CLASSES // 2, [f"  ({len(names) - len(shown)} classes between)", *[""] * len(counts)])
-    return [_table(rows)]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *(cell.rjust(max(8, width)) for cell, width in zip(row[1:], widths[1:]))]
-                               ).rstrip() for row in rows)
+    if names:
+        classes = [f"{name or '(no name)'} {', '.join(str(of_class[name]) for of_class in counts.values())}" for name in names]
+        text = f"boxes of each class ({', '.join(counts)}): {'; '.join(classes)}"
+        table += textwrap.wrap(text, LINE_LENGTH, max_lines=CLASS_LINES, placeholder=f" ... ({len(names)} classes)",
+                               subsequent_indent="  ", break_long_words=True)
+    return ["\n".join(table)] if statistics else []
 
 
 def _kind(findings: list[Finding]) -> str:
@@ -88,31 +85,27 @@ def _kind(findings: list[Finding]) -> str:
     return "\n".join([*lines, f"  > {kind.advice}{FIXES[kind.fix]}"])
 
 
-def _lines(kinds: list[list[Finding]]) -> list[str]:
-    """Give each kind one line, with its counts and an example, under its severity."""
+def _lines(kinds: list[list[Finding]], folder: str) -> list[str]:
+    """Give each kind one line, with its counts and an example (names of files relative to `folder`), under its severity."""
     width = max(len(_counts(findings)) for findings in kinds)
     blocks = []
     for severity, title in SEVERITIES.items():
-        lines = [f"  {_counts(findings):<{width}}  {findings[0].kind.text}: {findings[0].examples[0]}"
+        lines = [f"{MARKS[findings[0].kind.fix]} {_counts(findings):<{width}}  {findings[0].kind.text}: {findings[0].examples[0]}"
                  for findings in kinds if findings[0].kind.severity == severity]
         if lines:
+            lines = [line.replace(folder, "") for line in lines]
             lines = [line if len(line) <= LINE_LENGTH else f"{line[:LINE_LENGTH - 3]}..." for line in lines]
             blocks.append("\n".join([title, *lines]))
-    fixes = [findings[0].kind.fix for findings in kinds]
-    advice = (f"--fix repairs {fixes.count('repairs')} of these kinds and leaves out what {fixes.count('drops')} are about; "
-              "more examples, and what to do about each, are in check.json of --output")
-    return [*blocks, advice]
+    return [*blocks, "--fix FOLDER repairs * and leaves out -; more examples and what to do: check.json, by --output FOLDER"]
 
 
-def _counts(findings: list[Finding]) -> str:
+def _counts(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{found.split} {found.count}" for found in findings)
 
 
-def _summary(check: DatasetCheck) -> str:
-    counts = {severity: len({found.name for found in check.findings if found.kind.severity == severity})
-              for severity in SEVERITIES}
-    if not any(counts.values()):
+def _summary(kinds: list[list[Finding]]) -> str:
+    found = [findings[0].kind.severity for findings in kinds]
+    if not found:
         return "nothing found"
-    parts = [f"{counts['error']} errors (would break or falsify training)", f"{counts['warning']} warnings (worth a look)",
-             f"{counts['info']} notes"]
-    return "kinds of findings: " + ", ".join(parts)
+    return (f"kinds of findings: {found.count('error')} errors (would break or falsify training), "
+            f"{found.count('warning')} warnings (worth a look), {found.count('info')} notes")

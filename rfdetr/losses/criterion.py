@@ -127,7 +127,7 @@ class SetCriterion(nn.Module):
         return change.sub(background_loss(logits), alpha=background_factor(self.class_loss, self.focal_alpha))
 
     def _mask_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> tuple[Tensor, Tensor]:
-        """Two (L,): cross entropy and dice losses of the matched masks."""
+        """Two (L,): cross entropy and dice losses of the matched masks; objects without a mask teach the others alone."""
         if stacked.masks is None or flat.masks is None:
             raise ValueError("mask losses need 'pred_masks' in the outputs of every layer and 'masks' in every target")
         sums = []
@@ -135,7 +135,8 @@ class SetCriterion(nn.Module):
         for layer, masks in enumerate(stacked.masks):
             first = layer * len(flat.sizes)
             logits = matched_mask_logits(masks, rows[first : first + len(flat.sizes)])
-            sums.append(torch.stack(mask_losses(logits, flat.masks, objects[layer], self.mask_point_sample_ratio)))
+            sums.append(torch.stack(mask_losses(logits, flat.masks, objects[layer], self.mask_point_sample_ratio,
+                                                counted=flat.has_mask[objects[layer]])))
         ce, dice = torch.stack(sums, dim=1)
         return ce, dice
 

@@ -75,18 +75,21 @@ def matched_mask_logits(masks: MaskPrediction, rows: Sequence[Tensor]) -> Tensor
     return torch.cat(logits).unflatten(1, features.shape[2:]) + at_least_float32(masks["bias"])
 
 
-def mask_losses(logits: Tensor, masks: Tensor, index: Tensor, point_sample_ratio: int) -> tuple[Tensor, Tensor]:
-    """Cross entropy and dice loss of mask logits (n, h, w) with targets ``index`` (n,) of (T, H, W), both summed."""
+def mask_losses(
+    logits: Tensor, masks: Tensor, index: Tensor, point_sample_ratio: int, *, counted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy and dice loss of mask logits (n, h, w) with targets ``index`` (n,) of (T, H, W), summed over the
+    ``counted`` ones (n,)."""
     if not len(logits):
         return logits.sum(), logits.sum()
     points = training_points(logits.detach(), point_sample_ratio)
     sampled = sample_bilinear(logits[:, None], points)[:, 0]
     labels = sample_nearest(masks, index, points).to(sampled.dtype)
-    ce = F.binary_cross_entropy_with_logits(sampled, labels, reduction="none").mean(1).sum()
+    ce = F.binary_cross_entropy_with_logits(sampled, labels, reduction="none").mean(1)
     probabilities = sampled.sigmoid()
     overlap = (probabilities * labels).sum(1)
     dice = 1 - (2 * overlap + 1) / (probabilities.sum(1) + labels.sum(1) + 1)
-    return ce, dice.sum()
+    return (ce * counted).sum(), (dice * counted).sum()
 
 
 def training_points(logits: Tensor, point_sample_ratio: int) -> Tensor:

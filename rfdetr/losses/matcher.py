@@ -128,7 +128,8 @@ class _CostTable:
         logits = predictions_at_points(self.stacked.masks[layer], points)
         labels = sample_nearest(masks, torch.arange(len(masks), device=masks.device), points).to(logits.dtype)
         ce, dice = mask_costs(logits, labels, blocks)
-        return self.matcher.cost_mask_ce * ce + self.matcher.cost_mask_dice * dice
+        has_mask = torch.cat([self.targets.has_mask[start:stop] for _, start, stop in blocks])
+        return (self.matcher.cost_mask_ce * ce + self.matcher.cost_mask_dice * dice) * has_mask[:, None]
 
     def stand_in(self) -> np.ndarray:
         """(N,) a cost above all finite ones of the query's layer, with all images and objects; only for bad steps."""

@@ -54,6 +54,7 @@ class FlatTargets:
     labels: Tensor  # (T,) int64
     sizes: list[int]  # objects of each image; T is their sum
     masks: Tensor | None  # (T, h, w) bool
+    has_mask: Tensor  # (T,) bool; objects without one are matched and measured by class and box alone
 
     @classmethod
     def from_list(cls, targets: Sequence[dict], stacked: StackedOutputs) -> "FlatTargets":
@@ -63,11 +64,13 @@ class FlatTargets:
         wants_masks = stacked.masks is not None and all("masks" in target for target in targets)
         masks = _join_masks([target["masks"] for target in targets]) if wants_masks else None
         boxes = torch.cat([target["boxes"] for target in targets])
+        has_mask = torch.cat([target.get("has_mask", torch.ones_like(target["labels"], dtype=torch.bool)) for target in targets])
         return cls(
             boxes=boxes.to(stacked.device, stacked.boxes.dtype, non_blocking=True),
             labels=labels.to(stacked.device, non_blocking=True),
             sizes=[len(target["labels"]) for target in targets],
             masks=None if masks is None else masks.to(stacked.device, non_blocking=True),
+            has_mask=has_mask.to(stacked.device, non_blocking=True),
         )
 
     @property

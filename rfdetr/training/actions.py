@@ -1,10 +1,10 @@
 """What the commands do once their command line has been read."""
 
 import sys
-from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from jsonargparse import Namespace
 
 from engine.distributed import is_main_process, process_group
 from rfdetr.config import VARIANTS
@@ -17,11 +17,12 @@ from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
 from rfdetr.training.command_line import ExitCode
 from rfdetr.training.config import DetectorConfig, RunConfig
-from rfdetr.training.data import check_data
+from rfdetr.training.data import check_data, data_folder
 from rfdetr.training.device import choose_device
 from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
 from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
 from rfdetr.training.run import train
+from rfdetr.training.sections import DataConfig
 from rfdetr.training.tables import evaluation_tables
 from rfdetr.weights import read_checkpoint
 
@@ -55,24 +56,24 @@ def validate(
 
 def predict(arguments: Namespace) -> ExitCode:
     """Find objects on the pictures of ``arguments.input``."""
-    check_numbers(arguments.threshold, arguments.batch_size)
+    max_pixels = arguments.get("max_pixels")
+    check_numbers(arguments.threshold, arguments.batch_size, max_pixels)
     named = find_pictures(Path(arguments.input))
     output = Path(arguments.output)
     check_output(output, [path for _, path in named], overwrite=arguments.overwrite)
     predictor = Predictor(arguments.checkpoint, use_ema=arguments.use_ema, device=arguments.device,
-                          precision=arguments.precision)
+                          precision=arguments.precision, max_pixels=max_pixels)
     predict_into(predictor, named, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
                  draw=not arguments.json_only)
     return ExitCode.DONE
 
 
 def check(config: RunConfig, arguments: Namespace) -> ExitCode:
-    """Check the data set of a configuration; arguments of the command itself go over it."""
+    """Check the data set of a configuration."""
     if "fix" in arguments:
         check_target(Path(arguments.fix))
-    data = replace(config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments})
     input_size, num_queries = _model_limits(config.model, arguments.get("resolution"))
-    found = check_data(data, input_size, num_queries, quick=arguments.quick, decode=arguments.decode)
+    found = check_data(config.data, input_size, num_queries, quick=arguments.quick, decode=arguments.decode)
     sys.stdout.write(printable(to_text(found)) + "\n")
     if "output" in arguments:
         folder = Path(arguments.output)
@@ -95,10 +96,12 @@ def _model_limits(model: DetectorConfig, resolution: str | None) -> tuple[tuple[
     return (int(resolution), int(resolution)), model.architecture().num_queries
 
 
-def pack(arguments: Namespace) -> ExitCode:
+def pack(data: DataConfig, output: Path, *, shard_mb: int) -> ExitCode:
     """Pack all splits of a data set."""
-    output = arguments.output.expanduser().absolute()
-    packed = pack_dataset(arguments.dataset_dir, output, format=arguments.format, shard_mb=arguments.shard_mb)
+    output = output.expanduser().absolute()
+    folder, format = data_folder(data)
+    packed = pack_dataset(folder, output, format=format, paths=data.splits, shard_mb=shard_mb,
+                          val_fraction=data.val_fraction, allow_outside=data.allow_outside)
     for split, shards in find_shards(output).items():
         raw, megabytes = packed[split], sum(shards.sizes.values()) / MEGABYTE
         sys.stdout.write(f"{split}: {len(raw.image_ids)} images, {len(raw.boxes)} objects in {len(shards.sizes)} shards, "

@@ -9,10 +9,11 @@ import importlib
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from rfdetr.errors import InputError
 from rfdetr.training.command_line import ExitCode, run_tool
@@ -115,6 +116,7 @@ def _predict_parser() -> ArgumentParser:
     add("--batch_size", type=int, default=4, help="images at a time")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--precision", type=Literal["auto", "bf16", "fp16", "fp32"], default="fp32", help="of the forward pass")
+    add("--max_pixels", type=int, default=SUPPRESS, help="leave out pictures of more (default: what the checkpoint's run had)")
     add("--use_ema", action="store_true", help="the averaged weights, where a file holds both (checkpoint.pth)")
     add("--json_only", action="store_true", help="draw no pictures")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
@@ -123,10 +125,7 @@ def _predict_parser() -> ArgumentParser:
 
 def check(argv: Sequence[str] | None = None) -> ExitCode:
     """Check a data set before training on it."""
-    argv = _words(argv)
-    parser = make_parser(RunConfig, "Check a data set before training on it.", _prog("check"))
-    parser.add_argument("--dataset_dir", default=SUPPRESS, help="folder of the data set (short for --data.dataset_dir)")
-    parser.add_argument("--format", default=SUPPRESS, help="its layout, found out by looking (short for --data.format)")
+    parser, argv = _data_parser(check), _words(argv)
     parser.add_argument("--resolution", default=SUPPRESS, help="input size of the model in pixels, or the name of a variant")
     parser.add_argument("--output", default=SUPPRESS, help="folder for check.json and check.png")
     parser.add_argument("--quick", action="store_true", help="names, classes and boxes only, in seconds; no image is opened")
@@ -135,20 +134,35 @@ def check(argv: Sequence[str] | None = None) -> ExitCode:
     arguments = parse(RunConfig, parser, argv)
     if arguments.quick and ("fix" in arguments or arguments.decode):
         raise InputError("--quick opens no image; leave it out together with --decode or --fix")
-    return _actions().check(make_config(RunConfig, parser, arguments), arguments)
+    return _actions().check(_data_config(parser, arguments), arguments)
+
+
+def _data_parser(command: Callable) -> ArgumentParser:
+    """Make the parser of a command that is about a data set; it takes a run's configuration, for the section data."""
+    parser = make_parser(RunConfig, command.__doc__, _prog(command.__name__))
+    parser.add_argument("--dataset_dir", default=SUPPRESS, help="folder of the data set (short for --data.dataset_dir)")
+    parser.add_argument("--format", default=SUPPRESS, help="its layout, found out by looking (short for --data.format)")
+    return parser
+
+
+def _data_config(parser: ArgumentParser, arguments: Namespace) -> RunConfig:
+    """Return the configuration, with what the short flags say of the data."""
+    config = make_config(RunConfig, parser, arguments)
+    return replace(config, data=replace(
+        config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments}))
 
 
 def pack(argv: Sequence[str] | None = None) -> ExitCode:
     """Pack a data set into tar shards in WebDataset's layout."""
-    parser = argparse.ArgumentParser(prog=_prog("pack"), description=pack.__doc__, allow_abbrev=False)
-    parser.add_argument("--dataset_dir", required=True, help="folder of the data set, all splits of which are packed")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the shards; new or empty")
-    parser.add_argument("--format", default="auto", help="layout of the data set (default: auto)")
-    parser.add_argument("--shard_mb", type=int, default=256, help="megabytes from which on a shard is closed (default: 256)")
-    arguments = parser.parse_args(_words(argv))
+    parser, argv = _data_parser(pack), _words(argv)
+    parser.add_argument("--output", default=SUPPRESS, help="folder of the shards; new or empty (required)")
+    parser.add_argument("--shard_mb", type=int, default=256, help="megabytes from which on a shard is closed")
+    arguments = parse(RunConfig, parser, argv)
     if arguments.shard_mb < 1:
         raise InputError(f"--shard_mb {arguments.shard_mb}: it must be 1 or more")
-    return _actions().pack(arguments)
+    if "output" not in arguments:
+        raise InputError("--output: is missing; see --help")
+    return _actions().pack(_data_config(parser, arguments).data, Path(arguments.output), shard_mb=arguments.shard_mb)
 
 
 def _actions() -> Any:

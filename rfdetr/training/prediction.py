@@ -18,12 +18,14 @@ from engine.device import resolve_device, use_device
 from engine.precision import resolve_precision
 from rfdetr.build import build_model, build_postprocess
 from rfdetr.data import LabelMap, read_image
-from rfdetr.data.images import IMAGE_SUFFIXES
+from rfdetr.data.file_names import pictures_below
+from rfdetr.data.images import IMAGE_SUFFIXES, MAX_PIXELS
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file
 from rfdetr.prediction import Picture, coco_results, drawn_paths, save_drawing
 from rfdetr.prediction import predict as predict_batch
 from rfdetr.training.command_line import bad_input, shown_log
+from rfdetr.values import whole_number
 from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -37,11 +39,12 @@ class Predictor:
     Args:
         checkpoint: a path, a published name, or what `read_checkpoint` returned.
         use_ema: the averaged weights, where a file holds both.
+        max_pixels: pictures of more are refused; None takes what the checkpoint's run had.
     """
 
     def __init__(
         self, checkpoint: str | os.PathLike | dict[str, Any], *, use_ema: bool = False, device: str | torch.device = "auto",
-        precision: str = "fp32",
+        precision: str = "fp32", max_pixels: int | None = None,
     ) -> None:
         with bad_input(""):
             self.device = resolve_device(device)
@@ -56,12 +59,14 @@ class Predictor:
         self.input_size = architecture.input_size
         self.postprocess = build_postprocess(architecture)
         data = content["args"].get("data")
-        self.white_level = data.get("white_level") if isinstance(data, dict) else None
+        settings = data if isinstance(data, dict) else {}
+        self.reading = {"white_level": _count(settings.get("white_level")),
+                        "max_pixels": max_pixels or _count(settings.get("max_pixels")) or MAX_PIXELS}  # of `read_image`
 
     def __call__(self, images: Sequence[Picture], *, threshold: float = 0.5) -> list[dict[str, Tensor]]:
         """Detect on one batch of pictures; see `rfdetr.prediction.predict`."""
         return predict_batch(self.model, self.postprocess, images, size=self.input_size, threshold=threshold,
-                             precision=self.precision, white_level=self.white_level)
+                             precision=self.precision, **self.reading)
 
 
 def predict(
@@ -73,6 +78,7 @@ def predict(
     use_ema: bool = False,
     device: str | torch.device = "auto",
     precision: str = "fp32",
+    max_pixels: int | None = None,
 ) -> list[dict[str, Any]]:
     """Find objects on pictures.
 
@@ -81,14 +87,15 @@ def predict(
         images: a picture, a folder of pictures, or a list of pictures: paths, PIL images, RGB uint8 arrays (h, w, 3) or tensors
             (3, h, w).
         threshold: keep what scores higher than this, 0 to 1.
+        max_pixels: see `Predictor`.
 
     Returns:
         a dict a picture, best first: `scores` (k,), `labels` (k,), `boxes` (k, 4) xyxy in pixels, `names` (list of k) and, of
         segmentation models, `masks` (k, 1, h, w) bool; of files also `file_name`.
     """
-    check_numbers(threshold, batch_size)
+    check_numbers(threshold, batch_size, max_pixels)
     pictures, names = _listed(images)
-    predictor = Predictor(checkpoint, use_ema=use_ema, device=device, precision=precision)
+    predictor = Predictor(checkpoint, use_ema=use_ema, device=device, precision=precision, max_pixels=max_pixels)
     results = []
     with shown_log():
         for start in range(0, len(pictures), batch_size):
@@ -109,12 +116,19 @@ def _with_names(result: dict[str, Tensor], label_map: LabelMap) -> dict[str, Any
     return {**known, "names": [class_names[label] for label in known["labels"].tolist()]}
 
 
-def check_numbers(threshold: float, batch_size: int) -> None:
+def check_numbers(threshold: float, batch_size: int, max_pixels: int | None) -> None:
     """Refuse what cannot be."""
-    if batch_size < 1:
-        raise InputError(f"--batch_size: {batch_size} is not possible; it must be 1 or more")
+    for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name}: {value} is not possible; it must be 1 or more")
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold: {threshold} is not possible; scores are between 0 and 1")
+
+
+def _count(value: Any) -> int | None:
+    """Return a setting of a checkpoint, which may hold anything, if it is a number from 1 on."""
+    number = whole_number(value)
+    return number if number is not None and number > 0 else None
 
 
 def _listed(images: Any) -> tuple[list[Picture], list[str] | None]:
@@ -133,7 +147,7 @@ def find_pictures(source: Path) -> list[tuple[str, Path]]:
         return [(source.name, source)]
     if not source.is_dir():
         raise InputError(f"--input: {source}: there is no such file or folder")
-    paths = [path for path in source.rglob("*") if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")]
+    paths = [Path(entry) for entry in pictures_below(str(source))]
     if not paths:
         raise InputError(f"--input: {source}: no images in it ({', '.join(IMAGE_SUFFIXES)}); write out the frames of a video "
                          "first: ffmpeg -i video.mp4 frames/%06d.jpg")
@@ -154,8 +168,8 @@ def check_output(folder: Path, paths: Sequence[Path], *, overwrite: bool) -> Non
         raise InputError(f"--output: {folder} is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise InputError(f"--output: {folder} is not empty; choose another folder, or write into it by --overwrite")
-    drawn = (folder / PICTURES).resolve()
-    if any(drawn in path.resolve().parents for path in paths):
+    drawn = Path(os.path.realpath(folder / PICTURES))
+    if any(drawn in Path(os.path.realpath(path)).parents for path in paths):
         raise InputError(f"--output: the pictures in {folder / PICTURES} are among the --input; choose a folder elsewhere")
 
 
@@ -169,7 +183,7 @@ def predict_into(
     with _json_list(output / RESULTS) as write, tqdm(total=len(named), unit="image", disable=None) as bar:
         for start in range(0, len(named), batch_size):
             batch = named[start : start + batch_size]
-            pictures = dict(_read_all(batch, predictor.white_level))
+            pictures = dict(_read_all(batch, predictor.reading))
             results = predictor(list(pictures.values()), threshold=threshold)
             for (name, picture), result in zip(pictures.items(), results):
                 rows = coco_results(result, predictor.label_map, image_id=ids[name], file_name=name)
@@ -187,11 +201,11 @@ def predict_into(
     logger.info("found on %d images: %s%s; everything is in %s", num_read, found, ", ..." if len(counts) > 10 else "", output)
 
 
-def _read_all(batch: Sequence[tuple[str, Path]], white_level: int | None) -> Iterator[tuple[str, Tensor]]:
+def _read_all(batch: Sequence[tuple[str, Path]], reading: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Read the pictures that can be read."""
     for name, path in batch:
         try:
-            yield name, read_image(path, white_level=white_level)
+            yield name, read_image(path, **reading)
         except InputError as error:
             logger.warning("left out: %s", error)
 
@@ -207,7 +221,8 @@ def _json_list(path: Path) -> Iterator[Callable[[Sequence[dict]], None]]:
             file.write(separator + json.dumps(row, ensure_ascii=False))
             separator = ",\n"
 
-    with replacing_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing_file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        # names that are no UTF-8 have half characters, of which that error handler makes what JSON has for them
         file.write("[")
         yield write
         file.write("\n]\n")

@@ -32,7 +32,7 @@ def test_findings_are_printed_and_make_the_exit_code(dirty, capsys):
     assert check(["--dataset_dir", str(dirty), "--quick"]) == 1
     printed = capsys.readouterr().out
     for text in ("ERROR   images that are listed but not there: val 1\n    val: 3.png (",
-                 "WARNING boxes without an area: train 2", "bright", "24         8", "1 errors (would break or falsify training)",
+                 "WARNING boxes without an area: train 2", "bright", "bright 12, 4", "1 errors (would break or falsify training)",
                  "> copy them there"):
         assert text in printed
 

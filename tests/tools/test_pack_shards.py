@@ -65,7 +65,8 @@ def test_nothing_is_written_over(dataset_dir, tmp_path):
 
 @pytest.mark.parametrize("break_it, message", [
     (lambda folder: (folder / "7.png").unlink(), "train/7.png: there is no such image file"),
-    (lambda folder: _rename_in_json(folder, "7.png", "7"), "'7' has none of the endings .jpg, .jpeg, "),
+    (lambda folder: (_rename_in_json(folder, "7.png", "7"), (folder / "7.png").rename(folder / "7")),
+     "'7' has none of the endings .jpg, .jpeg, "),
     (lambda folder: (folder / "_annotations.coco.json").write_text("[]"), "holds a list"),
 ])
 def test_a_failure_leaves_nothing(write_split, tmp_path, break_it, message):
@@ -76,8 +77,8 @@ def test_a_failure_leaves_nothing(write_split, tmp_path, break_it, message):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def _rename_in_json(folder, old: str, new: str) -> None:
-    path = folder / "_annotations.coco.json"
+def _rename_in_json(folder, old: str, new: str, file: str = "_annotations.coco.json") -> None:
+    path = folder / file
     path.write_text(path.read_text().replace(f'"{old}"', f'"{new}"'))
 
 
@@ -86,3 +87,21 @@ def test_wrong_arguments(dataset_dir, tmp_path):
         pack(dataset_dir, tmp_path / "shards", "--shard_mb", "0")
     with pytest.raises(InputError, match="nowhere: there is no such folder"):
         pack(tmp_path / "nowhere", tmp_path / "shards")
+
+
+def test_the_options_of_the_data_are_the_run_s(write_split, tmp_path, capsys):
+    """One undivided file, whose share of val and whose picture in another folder are chosen by a configuration."""
+    write_split(tmp_path / "data", 12)
+    (tmp_path / "data" / "_annotations.coco.json").rename(tmp_path / "data" / "result.json")
+    (tmp_path / "data" / "7.png").rename(tmp_path / "7.png")
+    _rename_in_json(tmp_path / "data", "7.png", "../7.png", file="result.json")
+    (tmp_path / "run.yaml").write_text(f"data: {{dataset_dir: {tmp_path / 'data'}, val_fraction: 0.5}}")
+    options = ["--cfg", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "shards")]
+    with pytest.raises(InputError, match="data.allow_outside"):
+        commands.pack(options)
+    commands.pack([*options, "--data.allow_outside", "true"])
+    counts = [int(line.split()[1]) for line in capsys.readouterr().out.splitlines()[:2]]
+    assert sum(counts) == 12 and min(counts) >= 3
+    splits = f"{{train: {{annotations: result.json, images: {tmp_path / 'data'}}}}}"
+    commands.pack([*options[:3], str(tmp_path / "named"), "--data.allow_outside", "true", "--data.splits", splits])
+    assert capsys.readouterr().out.startswith("train: 12 images")

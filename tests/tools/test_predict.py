@@ -1,6 +1,7 @@
 """tools/predict.py: from a checkpoint and pictures to COCO's results and drawn pictures."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -171,3 +172,37 @@ def test_from_the_shell(finished_run, dataset_dir, tmp_path):
 def test_a_threshold_that_no_score_can_have_is_refused(run):
     with pytest.raises(InputError, match="--threshold: 40.0 is not possible"):
         run("--threshold", "40")
+
+
+def test_the_limit_of_pixels_comes_from_the_run_and_may_be_raised(run, finished_run, tmp_path, caplog):
+    content = torch.load(finished_run / "checkpoint_best_total.pth", weights_only=True)
+    content["args"]["data"]["max_pixels"] = 64 * 64
+    torch.save(content, tmp_path / "limited.pth")
+    for name, size in (("small", 64), ("large", 65)):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", (size, 64)).save(tmp_path / "pictures" / f"{name}.png")
+    everything = {"source": tmp_path / "pictures", "name": str(tmp_path / "limited.pth")}
+    names = {row["file_name"] for row in run("--threshold", "0", **everything)}
+    assert names == {"small.png"} and "large.png: the image has 4160 pixels, more than data.max_pixels 4096" in caplog.text
+    rows = run("--threshold", "0", "--max_pixels", "5000", "--overwrite", **everything)
+    assert {row["file_name"] for row in rows} == {"small.png", "large.png"}
+    with pytest.raises(InputError, match="--max_pixels: 0 is not possible"):
+        run("--max_pixels", "0")
+    content["args"]["data"].update(max_pixels="many", white_level=[1])  # of a foreign file
+    torch.save(content, tmp_path / "limited.pth")
+    assert run("--threshold", "0", "--overwrite", **everything)
+
+
+def test_links_and_names_that_are_no_text(run, tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "real").mkdir(parents=True)
+    picture = Image.new("RGB", (40, 30))
+    picture.save(folder / "real" / "a.png")
+    picture.save(os.fsencode(folder) + b"/\xe9.png")
+    for link, target in {"self.png": "self.png", "nothing.png": "nowhere", "circle": ".", "more": "../elsewhere"}.items():
+        (folder / link).symlink_to(target)
+    (tmp_path / "elsewhere").mkdir()
+    picture.save(tmp_path / "elsewhere" / "b.png")
+    rows = run("--threshold", "0", source=folder)
+    assert {row["file_name"] for row in rows} >= {"real/a.png", "\udce9.png", "more/b.png"}
+    assert not any("self" in row["file_name"] or "nothing" in row["file_name"] for row in rows)

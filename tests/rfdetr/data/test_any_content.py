@@ -1,5 +1,6 @@
 """Whatever an annotation file holds: `InputError` and findings are all that comes of it, and what is accepted can be used."""
 
+import io
 import json
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from rfdetr.data.annotations import clean
-from rfdetr.data.coco import parse_json, split_from_content
+from rfdetr.data.coco import split_from_content
 from rfdetr.data.findings import Findings
+from rfdetr.data.json_file import parse_json
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.mask_reading import read_masks
 from rfdetr.data.segmentations import draw
@@ -74,7 +76,7 @@ def check_content(content: dict) -> None:
     """Read a file's content, and look at what is accepted of it."""
     findings = Findings()
     try:
-        content = parse_json(json.dumps(content).encode(), "a.json")
+        content = parse_json(io.BytesIO(json.dumps(content).encode()), "a.json")
         raw = split_from_content(content, "a.json", "images", findings=findings, with_masks=True)
         label_map = LabelMap.from_categories(raw.categories, raw.category_ids.tolist())
         annotations, _ = clean(raw, label_map, training=False)
@@ -142,7 +144,7 @@ def test_as_pycocotools_reads(seed, tmp_path, capsys):
         runs = coco.annToRLE(row)
         row["segmentation"] = {"size": runs["size"], "counts": runs["counts"].decode()}
     findings = Findings()
-    content = parse_json(json.dumps(coco.dataset).encode(), "a.json")
+    content = parse_json(io.BytesIO(json.dumps(coco.dataset).encode()), "a.json")
     raw = split_from_content(content, "a.json", "images", findings=findings, with_masks=True)
     assert not list(findings) and raw.is_crowd.tolist() == [row["iscrowd"] == 1 for row in rows]
     np.testing.assert_allclose(raw.boxes, [[x, y, x + w, y + h] for x, y, w, h in (row["bbox"] for row in rows)])

@@ -55,7 +55,8 @@ NEAR = {
     "1\u202fPM.png": "1 PM.png", "\ufeff1.png": "1.png", "IMG.PNG": "img.png", "img.png": "Img.PNG",
     "Images/1.png": "images/1.png",
     "file:///home/x/1.png": "1.png", "https://host/b/1.png?token=a/b": "1.png", "/data/local-files/?d=set/1.png": "1.png",
-    "s3://bucket/1.png": "1.png", "a%5C1.png": "a/1.png",
+    "s3://bucket/1.png": "1.png", "a%5C1.png": "a/1.png", "a%2520b.png": "a b.png", "a&amp;b.png": "a&b.png",
+    "p1": "p1.png", "a\\p.1": "a/p.1.png",
 }
 
 
@@ -82,6 +83,8 @@ def test_fixed_annotations_have_the_names_of_the_files(write, tmp_path):
     ({"cam1\\1.png": None, "2.png": "cam2/1.png"}, 2, "holds 1 pictures"),
     ({"/a/1.png": "1.png", "/b/1.png": None}, 2, "1.png fits, but other names fit it too"),
     ({"1.png": "a/1.png", "2.png": "2.png", "x.png": "b/1.png"}, 2, "2 files fit: a/1.png, b/1.png"),
+    ({"1": None, "2.png": "1.png", "3.png": "1.jpg"}, 3, "2 files fit: 1.jpg, 1.png"),
+    ({"1.jpg": "1.png"}, 1, "holds 1 pictures"),
     ({"1.png": "2.png"}, 1, "train holds 1 pictures, such as 2.png"), ({"1.png": None}, 1, "train holds no pictures"),
     ({"..": None}, 1, "holds no"), ({"folder/": None}, 1, "holds no"), ({"x" * 300 + ".png": None}, 1, "holds no"),
 ])

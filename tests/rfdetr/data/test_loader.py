@@ -54,6 +54,15 @@ def test_batches(folder):
     assert len({samples.tensors.shape for samples, _ in batches}) == 2
 
 
+def test_objects_without_a_mask_are_marked(write_roboflow, coco_content):
+    content = coco_content(12)
+    content["annotations"][0]["segmentation"] = []
+    loader = make_loader(write_roboflow(train=content), with_masks=True, augment="none")
+    targets = [target for _, batch in loader for target in batch]
+    found = {target["image_id"].item(): target["has_mask"].tolist() for target in targets}
+    assert found.pop(11) == [False] and all(map(all, found.values()))
+
+
 @pytest.mark.parametrize("augment", AUGMENT)
 def test_same_samples_for_any_number_of_workers_and_main_generator_untouched(folder, augment):
     """Epoch by epoch with the same loader, so that persistent workers follow `set_epoch`."""
@@ -249,6 +258,19 @@ def test_workers_that_do_not_answer_are_found(folder, transform, message, persis
                                          r".*picture_\d+.jpg; .* MB of shared memory .*data.timeout_seconds"):
         list(loader)
     assert loader._iterator is None
+
+
+def test_a_worker_killed_while_its_batch_is_used_is_found_at_the_next_one(folder):
+    loader = make_loader(folder, num_workers=1, timeout_seconds=60)
+    other = iter(make_loader(folder, num_workers=1))
+    with pytest.raises(InputError, match=r"the workers gave no more batches .*killed by signal.*picture_\d+.jpg"):
+        for _ in loader:
+            next(other)  # as an evaluation between two steps
+            worker, = loader._iterator._workers
+            os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(0.3)  # a forward pass, in which torch would raise
+            used = True
+    assert used
 
 
 def test_what_a_transform_raises_is_not_taken_for_the_loader(folder):

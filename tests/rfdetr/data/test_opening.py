@@ -144,13 +144,13 @@ BAD_CONTENT = {
     "no usable category": (lambda c: [row.update(id=None) for row in c["categories"]], "none of its categories has an id"),
     "no images": (lambda c: c.update(images=[], annotations=[]), "lists no images"),
     "no categories": (lambda c: c.update(categories=[]), "lists no categories"),
-    "no width": (lambda c: c["images"][1].pop("width"), "1 image entries without .*entry of images with id 11 has no 'width'"),
-    "no file name": (lambda c: c["images"][0].pop("file_name"), "entry of images with id 10 has no 'file_name'"),
+    "no width": (lambda c: c["images"][1].pop("width"), "1 image entries without .*image with id 11 has no 'width'"),
+    "no file name": (lambda c: c["images"][0].pop("file_name"), "image with id 10 has no 'file_name'"),
     "no image id": (lambda c: c["images"][2].pop("id"), "entry 2 of images has no 'id'"),
-    "height 0": (lambda c: c["images"][1].update(height=0), "entry of images with id 11 has 'height' 0"),
-    "image id twice": (lambda c: c["images"][1].update(id=10), r"images with id 10 \(picture_1.png\)"),
-    "category twice": (lambda c: c["categories"][1].update(id=3), r"categories with id 3 \('dog'\)"),
-    "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotations with id 0 has no 'bbox'"),
+    "height 0": (lambda c: c["images"][1].update(height=0), "image with id 11 has 'height' 0"),
+    "image id twice": (lambda c: c["images"][1].update(id=10), r"image with id 10 \(picture_1.png\)"),
+    "category twice": (lambda c: c["categories"][1].update(id=3), r"category with id 3 \('dog'\)"),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotation with id 0 has no 'bbox'"),
     "three numbers": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"four numbers.*with id 1 has 'bbox' \[1, 2, 3\]"),
     "text for a number": (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "x"]), r"has 'bbox' \[1, 2, 3, 'x'\]"),
     "text for an id": (lambda c: c["annotations"][1].update(image_id="x1"), "with id 1 has 'image_id' 'x1'"),
@@ -268,7 +268,11 @@ def test_split_without_boxes_can_be_evaluated_but_is_reported(write_roboflow, co
     empty = coco_content(1)
     empty["annotations"] = []
     dataset = open_val(write_roboflow(train=coco_content(), valid=empty))
-    assert dataset[0][1]["boxes"].shape == (0, 4) and "nothing can be measured" in caplog.text
+    assert dataset[0][1]["boxes"].shape == (0, 4) and "has no boxes, so nothing can be measured" in caplog.text
+    crowds = coco_content()
+    crowds["annotations"] = crowds["annotations"][-1:]
+    open_val(write_roboflow(train=coco_content(), valid=crowds))
+    assert "has no boxes but crowd regions, so nothing can be measured" in caplog.text
 
 
 def test_masks_need_segmentations(write_roboflow, coco_content, caplog):

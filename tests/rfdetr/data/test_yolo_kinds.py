@@ -69,7 +69,7 @@ def test_key_points_that_data_yaml_announces(write, shape, rest):
 
 
 @pytest.mark.parametrize("rest", [FLAT, FLAGGED, "0.5 0.5", "0.5 0.45 2 0.45 0.4 1", "0.5 0.45 0.55 0.5", "0.93 4",
-                                  "0.5 0.45 0 0 0.55 0.6"])
+                                  "0.5 0.45 0 0 0.55 0.6", "0 0 " * 17, "0 0 0 " * 4, "0 0"])
 def test_key_points_that_nobody_announced_are_refused(write, rest):
     folder = write({"a": f"{BOX} {rest}", "b": f"1 0.3 0.4 0.2 0.4 {rest.replace('0.5', '0.3').replace('0.4', '0.35')}\n{BOX}"})
     raw, found = read(folder)
@@ -95,6 +95,24 @@ def test_key_points_among_polygons_are_found(write):
                        for x in np.linspace(0.2, 0.8, 30))
     raw, found = read(write({"a": rounds, "b": "\n".join([f"{BOX} {FLAT}"] * 12)}))
     assert found == {"label_suspect": 12} and len(raw.boxes) == 30
+
+
+@pytest.mark.parametrize("unseen", ["", "0 0 " * 3])
+def test_key_points_in_a_corner_of_large_boxes_are_found(write, unseen):
+    faces = ["0.5 0.14 0.52 0.12 0.48 0.12", "0.47 0.2 0.55 0.21 0.52 0.3", "0.2 0.9 0.25 0.88 0.22 0.8"]
+    raw, found = read(write({"a": "\n".join(f"0 0.5 0.5 0.7 0.9 {face} {unseen}" for face in faces)}))
+    assert found == {"label_suspect": 3} and not len(raw.boxes)
+
+
+def test_upright_boxes_as_polygons_are_polygons(write):
+    rng = np.random.default_rng(0)
+    lines = []
+    for (x, y), (w, h) in zip(rng.uniform(0.2, 0.7, (60, 2)), rng.uniform(0.02, 0.2, (60, 2))):
+        corners = np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
+        for rows in ([0, 1, 2, 3], [0, 1, 2, 3, 0], [2, 3, 0, 1], [0, 1, 1, 2, 3]):
+            lines.append(f"0 {' '.join(f'{value:.6f}' for value in corners[rows].ravel())}")
+    raw, found = read(write({"a": "\n".join(lines)}))
+    assert not found and len(raw.boxes) == len(lines)
 
 
 @pytest.mark.parametrize("task", ["segment", "obb"])
@@ -226,6 +244,32 @@ def test_data_yaml_in_utf_16(write):
         open_train(write({"a": BOX}, NAMES.encode("utf-16")))
 
 
+@pytest.mark.parametrize("train", ["..\\train\\images", "C:\\Users\\me\\train\\images", "/content/data/train/images"])
+def test_paths_of_another_machine_are_found_by_their_end(write, train):
+    raw, found = read(write({"a": BOX}, f"names: [cat, dog]\npath: /content/data\ntrain: {train}\n"))
+    assert found == {"split_path_moved": 1} and raw.file_names == ["train/images/a.png"]
+
+
+@pytest.mark.parametrize("places, lists, lines", [
+    ({"obj_train_data": ""}, {"obj.names": "cat\ndog\n", "obj.data": "classes = 2"},
+     "train: obj_train_data\nval: FOLDER_OF_OTHER"),
+    ({"images": "labels"}, {"classes.txt": "cat\r\ndog"}, "train: images\nval: FOLDER_OF_OTHER"),
+    ({"valid/images": "valid/labels", "train/images": "train/labels"}, {"classes.txt": "cat\ndog"},
+     "train: train/images\nval: valid/images"),
+    ({".": ""}, {"classes.txt": "cat\ndog"}, "train: .\nval: FOLDER_OF_OTHER"),
+])
+def test_labels_without_data_yaml_are_refused_with_the_lines_that_it_needs(tmp_path, places, lists, lines):
+    for images, labels in places.items():
+        for folder in (images, labels or images):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / images / "1.png")
+        (tmp_path / (labels or images) / "1.txt").write_text(BOX)
+    for name, text in lists.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=f'no data.yaml .*:\nnames: \\["cat", "dog"\\]\n{lines}'):
+        open_train(tmp_path)
+
+
 # Pictures and their label files
 
 @pytest.mark.parametrize("content, lists", [
@@ -268,7 +312,16 @@ def test_the_check_and_its_corrected_copy_know_repeated_pictures(write, tmp_path
     (folder / "train.txt").write_text("train/images/a.png\n" * 3)
     check = check_dataset(folder, input_size=(64, 64))
     assert len(check.splits["train"].raw.image_ids) == 3
+    assert not {"listed_twice", "identical"} & {finding.name for finding in check.findings}
     assert write_fixed(check, tmp_path / "fixed").is_file()
+
+
+def test_negative_sizes_are_boxes_from_another_corner(write, tmp_path):
+    check = check_dataset(write({"a": f"0 0.5 0.5 -0.2 0.4\n0 0.5 0.3 0.1 -0.1\n{BOX}"}), input_size=(64, 64))
+    assert {found.name: found.count for found in check.findings if found.kind.group == "boxes"} == {"turned": 2}
+    fixed = read_split(write_fixed(check, tmp_path / "fixed").parent, "train", paths={
+        "train": {"annotations": "train.json", "images": str(tmp_path / "yolo")}}, allow_outside=True)
+    np.testing.assert_allclose(fixed.boxes[0], EXPECTED[0])
 
 
 def test_two_pictures_of_one_name_share_a_label_file(write):
@@ -286,7 +339,14 @@ def test_links_in_a_circle_end(write):
     (folder / "val/images/back").symlink_to("../../train/images")
     (folder / "labels").symlink_to("train/labels")
     raw, _ = read(folder)
-    assert "train/images/a.png" in raw.file_names and "train/images/val/v.png" in raw.file_names and len(raw.file_names) < 6
+    assert raw.file_names == ["train/images/a.png", "train/images/val/v.png"]
+    (folder / "train/images/deeper").mkdir()
+    (folder / "train/images/a.png").rename(folder / "train/images/deeper/a.png")
+    (folder / "train/images/again").symlink_to("deeper")
+    (folder / "train/images/nothing.png").symlink_to("nothing.png")
+    raw, found = read(folder)
+    assert raw.file_names == ["train/images/deeper/a.png", "train/images/nothing.png", "train/images/val/v.png"]
+    assert found["no_image_size"] == 1
 
 
 # Whatever files may hold

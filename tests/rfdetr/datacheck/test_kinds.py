@@ -3,7 +3,7 @@
 import pytest
 
 from rfdetr.data.findings import Kind
-from rfdetr.datacheck import all_kinds, boxes, to_text
+from rfdetr.datacheck import all_kinds, boxes, check_dataset, to_text
 
 
 def test_every_kind_says_what_it_is():
@@ -32,7 +32,24 @@ def test_many_kinds_are_a_line_each_the_gravest_first(dataset):
     dataset.cat(7)["segmentation"] = dataset.cat(7)["segmentation"][0]
     lines = to_text(dataset.check()).splitlines()
     assert lines[2].startswith("ERRORS") and lines[6].startswith("WARNINGS")
-    assert lines[3] == ("  train 1  annotations whose 'bbox' is not four numbers x, y, width, height: "
-                        "the entry of annotations with id 1011 has 'bbox' [1, 2]")
-    assert lines[4].endswith("...") and len(lines) < 50
-    assert any("--fix repairs 4 of these kinds and leaves out what 3 are about" in line for line in lines)
+    assert lines[3] == ("- train 1  annotations whose 'bbox' is not four numbers x, y, width, height: "
+                        "annotation with id 1011 has 'bbox' [1, 2]")
+    assert lines[4].startswith("* train 1  annotations whose 'iscrowd'") and lines[4].endswith("...")
+    assert "--fix FOLDER repairs * and leaves out -" in "".join(lines) and len(lines) == 24 and max(map(len, lines[1:])) <= 120
+
+
+def test_the_first_lines_are_about_whole_splits_and_about_what_there_is_most_of(dataset):
+    for number in range(5):
+        dataset.cat(number)["iscrowd"] = "yes"
+    for number in range(5, 8):
+        dataset.cat(number)["category_id"] = 77
+    dataset.cat(9)["bbox"] = None
+    for name, value in {"area": "x", "bbox": [10, 20, 0, 30]}.items():
+        dataset.dog(8)[name] = value
+    dataset.image(11)["file_name"] = "elsewhere.jpg"
+    root = dataset.write()
+    (root / "valid" / "_annotations.coco.json").write_text("{")
+    lines = to_text(check_dataset(root, input_size=(160, 160))).splitlines()
+    assert lines[2].startswith("ERRORS")
+    assert "splits that cannot be read: valid/_annotations.coco.json: not valid JSON" in lines[3]
+    assert [line[2:9] for line in lines[4:7]] == ["train 5", "train 3", "train 1"]

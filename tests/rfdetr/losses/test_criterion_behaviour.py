@@ -183,6 +183,20 @@ def test_masks_of_different_sizes_are_padded_like_their_images():
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("masks", ["tensor", "dict"])
+def test_an_object_without_a_mask_teaches_no_mask(masks):
+    outputs, targets, criterion = make_outputs(masks), make_targets(3, 1, masks=(32, 32)), make_criterion(masks=True)
+    targets[0]["has_mask"], targets[1]["has_mask"] = torch.tensor([True, False, True]), torch.tensor([False])
+    pairs = criterion.matcher(make_layer() | {name: outputs[name] for name in ("pred_logits", "pred_boxes")}, targets)
+    torch.testing.assert_close(criterion.matcher(outputs, targets)[1], pairs[1])  # by class and box
+
+    losses = {}
+    for image, target in enumerate(targets):
+        one = map_images(outputs, slice(image, image + 1))
+        losses[image] = {name: value for name, value in criterion(one, [target]).items() if "mask" in name}
+    assert all(losses[0].values()) and not any(losses[1].values())
+
+
 def test_chosen_losses_only():
     criterion = SetCriterion(HungarianMatcher(), {}, losses=("boxes",))
     outputs = make_layer()
