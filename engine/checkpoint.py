@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from engine.files import replacing, sweep_leftovers
+from engine.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike, *, keep: int
         OSError: it cannot be written; the files that were there still are.
     """
     path = Path(path)
-    sweep_leftovers(path)
     with replacing(path, before_rename=partial(_shift_versions, path, keep)) as temporary:
         with open(temporary, "wb") as file:
             _write(state, file)

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from engine.files import replacing
+
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +68,9 @@ class JsonlWriter:
             self.close()
             last = step if lines is None else step - 1
             found = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            _write_text(self.path, "".join(f"{line}\n" for line in found if _step_of(line) <= last and step))
+            kept = "".join(f"{line}\n" for line in found if _step_of(line) <= last and step)
+            with replacing(self.path) as temporary:
+                temporary.write_text(kept, encoding="utf-8", newline="")
         for line in lines or ():
             self.write(*line)
 
@@ -144,11 +148,10 @@ class CsvWriter:
     def _replace(self, rows: list[dict[str, str]]) -> None:
         self.columns = list(dict.fromkeys(["step", "epoch", *(tag for row in rows for tag in row)]))
         self.last_step = rows[-1]["step"] if rows else ""
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, self.columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        _write_text(self.path, table.getvalue())
+        with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
+            writer = csv.DictWriter(table, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 class TensorBoardWriter:
@@ -186,11 +189,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)

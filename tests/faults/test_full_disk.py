@@ -37,7 +37,7 @@ class Disk:
 
     def __init__(self, monkeypatch, full_at) -> None:
         self.count, self.failed, self.full_at = 0, [], full_at
-        for owner, name in ((checkpoint, "_write"), (files, "_sync_file"), (writers, "_write_text"),
+        for owner, name in ((checkpoint, "_write"), (files, "_sync_file"),
                             (writers.JsonlWriter, "write"), (writers.CsvWriter, "_add")):
             monkeypatch.setattr(owner, name, self._guarded(name, getattr(owner, name)))
 
