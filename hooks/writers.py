@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -66,11 +66,10 @@ class JsonlWriter:
     def rewind(self, step: int, lines: Lines | None = None) -> None:
         if self.path.exists():
             self.close()
-            last = step if lines is None else step - 1
             found = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = "".join(f"{line}\n" for line in found if _step_of(line) <= last and step)
+            kept = _without_later(found, _step_of, step, lines)
             with replacing(self.path) as temporary:
-                temporary.write_text(kept, encoding="utf-8", newline="")
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8", newline="")
         for line in lines or ():
             self.write(*line)
 
@@ -108,9 +107,8 @@ class CsvWriter:
         self.last_step = ""  # as it stands in the last row
 
     def rewind(self, step: int, lines: Lines | None = None) -> None:
-        last = step if lines is None else step - 1
         if self.path.exists():
-            self._replace([row for row in self._read() if int(row["step"]) <= last] if step else [])
+            self._replace(_without_later(self._read(), lambda row: int(row["step"]), step, lines))
         for line in lines or ():
             self.write(*line)
 
@@ -181,6 +179,14 @@ class TensorBoardWriter:
     def close(self) -> None:
         if self.writer:
             self.writer.close()
+
+
+def _without_later(rows: list, step_of: Callable[[Any], float], step: int, lines: Lines | None) -> list:
+    """Drop what `Writer.rewind` says, from the end: steps further up may have been counted otherwise, with other batches."""
+    last = step if lines is None else step - 1
+    while rows and (step == 0 or step_of(rows[-1]) > last):
+        rows.pop()
+    return rows
 
 
 def _step_of(line: str) -> float:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ def run_tool(main: Callable[[], ExitCode]) -> None:
         code, message = ExitCode.BAD_INPUT, error
     except FloatingPointError as error:
         code, message = ExitCode.NON_FINITE, error
+    except KeyboardInterrupt:
+        _report("interrupted")
+        sys.exit(128 + signal.SIGINT)  # as shells have it
     except PeerError as error:
         _report(error)
         if is_torchelastic_launched():  # it names the process that ends first, which is to be the one that failed

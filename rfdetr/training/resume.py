@@ -15,7 +15,7 @@ from rfdetr.data.class_matching import differences
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file
 from rfdetr.training.foreign import continue_from, read_foreign
-from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty
+from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty, has_only_begun
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
     if resume != "auto" and path.parent.resolve() != folder.resolve():
         check_empty(folder)
     if resume == "auto" and not any(folder.glob(f"{path.stem}.prev*{path.suffix}")) and not _is_there(path):
+        if not has_only_begun(folder):
+            raise InputError(f"--resume auto: {folder} holds files of a run, but no {CHECKPOINT} to go on from; replace it by "
+                             "--overwrite, or choose another folder")
         logger.info("--resume auto: no %s in %s, starting afresh", CHECKPOINT, folder)
         return None
     if resume != "auto" and (foreign := read_foreign(path)) is not None:
@@ -87,8 +90,11 @@ def check_same_run(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> Non
     then, now = state.get("model_config") or {}, metadata["model_config"]
     different = [name for name in now if name in then and then[name] != now[name] and name not in WITHOUT_EFFECT]
     if different and "num_classes" not in different:
-        shown = "; ".join(f"{name} {then[name]} there, {now[name]} here" for name in different)
-        raise InputError(f"--resume: the checkpoint is of another model: {shown}")
+        theirs, ours = (dict(_flat(part.get("args") or {})) for part in (state, metadata))
+        settings = [name for name in ours if name.startswith("model.") and name in theirs and ours[name] != theirs[name]]
+        shown = [f"{name} {theirs[name]} there, {ours[name]} here" for name in settings]
+        shown = shown or [f"{name} {then[name]} there, {now[name]} here" for name in different]
+        raise InputError(f"--resume: the checkpoint is of another model: {'; '.join(shown)}")
     if "foreign" in state:
         return  # load_weights compares what such a file says of itself
     theirs, ours = (LabelMap.from_dict(part["label_map"]) for part in ({**metadata, **state}, metadata))

@@ -53,7 +53,7 @@ ODD = (None, True, -1, 10**18, 2**63, 1e308, float("nan"), float("inf"), "", "x"
        "2020-01-01", "é", "null", 3.5, "1e3")
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_mutated_configurations_are_refused_or_read(tmp_path, count):
     generator, path = random.Random(count), tmp_path / "run.yaml"
     for _ in range(count):

@@ -84,6 +84,7 @@ def die_after(seconds: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_moments(data, straight, tmp_path, workers):
     """RFDETR_KILLS says how many times, for each number of workers."""
