@@ -185,7 +185,7 @@ class Hooks(list[Hook]):
                 hook.load_state_dict(states[hook.name])
         unknown = sorted(set(states) - {hook.name for hook in self})
         if unknown:
-            logger.warning("the checkpoint has state of hooks that this run does not have, left out: %s", ", ".join(unknown))
+            logger.warning("the checkpoint has state of hooks that this run does not have, left out: %.300s", ", ".join(unknown))
 
 
 def _refuse_shared(hooks: Sequence[Hook], attribute: str, action: str) -> None:

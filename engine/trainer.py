@@ -231,7 +231,7 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
         self.step, self.epoch_step = nearest_step(state, self.steps_per_epoch, self._samples_per_step)
-        self._optimizer_state.load_state_dict(state, self.step)
+        self._optimizer_state.load_state_dict(state, min(self.step, self.max_steps))
         self._bad_steps.load_state_dict(state.get("bad_steps", {"total": 0, "in_a_row": 0}))
         self.hooks.load_state_dict(state["hooks"])
         if rank() < len(state["rng"]):

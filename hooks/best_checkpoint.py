@@ -110,7 +110,7 @@ class BestCheckpointHook(Hook):
         for name, monitor in self.monitors.items():
             value = state["best"].get(name, -math.inf)
             if then.get(name, monitor) != monitor and value > -math.inf:
-                logger.warning("best checkpoint: %.4f was the best %s, and says nothing of %s", value, then[name], monitor)
+                logger.warning("best checkpoint: %.4f was the best %.100s, and says nothing of %s", value, then[name], monitor)
                 value = -math.inf
             self.best[name] = value
         self._is_resumed = True

@@ -25,6 +25,10 @@ OF_A_MACHINE = (  # may differ from one process of a run to another
     "data.dataset_dir", "data.num_workers", "data.cache", "data.prefetch_factor", "data.persistent_workers",
     "data.start_method", "train.output_dir", "train.device", "model.weights", "model.backbone_weights",
 )
+KINDS = {  # of the parts of a checkpoint
+    **dict.fromkeys(("model", "optimizer", "scaler", "hooks", "bad_steps", "args", "model_config", "label_map"), dict),
+    **dict.fromkeys(("epoch", "step", "epoch_step", "samples_per_step", "steps_per_epoch"), int), "rng": list,
+}
 COMES_ALONG = ("checkpoint_best_*.pth", METRICS, METRICS_TABLE, "events.out.tfevents.*")  # into another folder
 
 
@@ -54,10 +58,20 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
     if "optimizer" not in state:
         raise InputError(f"{path}: holds weights only, a run cannot go on from it; use {CHECKPOINT}, or start from these weights "
                          "with --model.weights")
-    if not all(type(state.get(name)) is int for name in ("epoch", "step", "epoch_step")):
-        raise InputError(f"{path}: does not say at which step of which epoch it was saved; a run cannot go on from it")
+    _check_kinds(path, state)
     logger.info("resuming from epoch %d, step %d of %s", state["epoch"], state["step"], path)
     return path, state
+
+
+def _check_kinds(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose parts are not what they should be, before anything is made of them."""
+    for name, kind in KINDS.items():
+        value = state.get(name)
+        is_lacking = value is None and name not in ("epoch", "step", "epoch_step")  # older files have less
+        is_bad = type(value) is not int or value < 0 if kind is int else not isinstance(value, kind)
+        if is_bad and not is_lacking:
+            raise InputError(f"{path}: its {name} is {value if type(value) is int else type(value).__name__}; a run cannot go on "
+                             "from it")
 
 
 def _is_there(path: Path) -> bool:
@@ -88,12 +102,12 @@ def _shown_place(place: tuple[int, int, str] | None) -> str:
 def check_same_run(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Refuse to go on with another model or other classes than the checkpoint's; both are shown."""
     then, now = state.get("model_config") or {}, metadata["model_config"]
-    different = [name for name in now if name in then and then[name] != now[name] and name not in WITHOUT_EFFECT]
+    different = [name for name in now if name in then and _differ(then[name], now[name]) and name not in WITHOUT_EFFECT]
     if different and "num_classes" not in different:
         theirs, ours = (dict(_flat(part.get("args") or {})) for part in (state, metadata))
-        settings = [name for name in ours if name.startswith("model.") and name in theirs and ours[name] != theirs[name]]
-        shown = [f"{name} {theirs[name]} there, {ours[name]} here" for name in settings]
-        shown = shown or [f"{name} {then[name]} there, {now[name]} here" for name in different]
+        settings = [name for name in ours if name.startswith("model.") and name in theirs and _differ(ours[name], theirs[name])]
+        shown = [f"{name} {_shown(theirs[name])} there, {_shown(ours[name])} here" for name in settings]
+        shown = shown or [f"{name} {_shown(then[name])} there, {_shown(now[name])} here" for name in different]
         raise InputError(f"--resume: the checkpoint is of another model: {'; '.join(shown)}")
     if "foreign" in state:
         return  # load_weights compares what such a file says of itself
@@ -109,7 +123,7 @@ def other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> set
         InputError: one of them is about how a run starts, and could do nothing any more.
     """
     then, now = dict(_flat(state.get("args") or settings if "foreign" not in state else settings)), dict(_flat(settings))
-    different = [name for name in now if name not in then or then[name] != now[name]]
+    different = [name for name in now if name not in then or _differ(then[name], now[name])]
     for name in different:
         if name in OF_THE_START and name in then:
             raise InputError(f"--resume: {name} was {then[name]!r} and is {now[name]!r}, but a run goes on with the weights of "
@@ -121,6 +135,11 @@ def other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> set
         table = "\n".join(f"  {name:<{widths[0]}}  {old:<{widths[1]}}  {new}" for name, old, new in rows)
         logger.info("resumed with other settings:\n%s", table)
     return set(different)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Compare values of which a file may hold anything, also tensors."""
+    return repr(one) != repr(other)
 
 
 def _shown(value: Any) -> str:
@@ -135,9 +154,9 @@ def load_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
             continue_from(trainer, state)
         else:
             trainer.load_state_dict(state)
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError("--resume: the checkpoint does not fit the settings of this run: "
-                         f"{' '.join(str(error).split())}") from error
+                         f"{' '.join(str(error).split())[:500]}") from error
 
 
 def results_of_finished(trainer: Trainer, different: set[str]) -> dict[str, Any] | None:

@@ -129,7 +129,7 @@ def test_moments_find_their_parameters_in_other_groups(data, stopped):
     ({"optim.optimizer": "SGD", "optim.optimizer_args": {}}, "the optimizer is SGD now and was AdamW"),
     ({"optim.optimizer_args": {"amsgrad": True}}, "need max_exp_avg_sq"),
     ({"model.num_queries": 20}, "another model: model.num_queries 10 there, 20 here$"),
-    ({"model.resolution": 128, "model.variant": "nano"}, "model.variant pico there, nano here; model.resolution 64 there"),
+    ({"model.resolution": 128, "model.variant": "nano"}, "model.variant 'pico' there, 'nano' here; model.resolution 64 there"),
     ({"model.weights": "somewhere.pth"}, "model.weights was None and is 'somewhere.pth'"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_change_is_refused_with_both_values(data, stopped, changed, message):
