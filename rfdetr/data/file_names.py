@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import compress
 from urllib.parse import unquote
@@ -142,9 +142,17 @@ def files_in(folder: str) -> set[str]:
     """Return the names of the files in a folder, none where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {entry.name for entry in entries if holds(entry.is_file)}
     except (OSError, ValueError):
         return set()
+
+
+def holds(ask: Callable[[], bool]) -> bool:
+    """Ask something of an entry of a folder; of a link that leads to itself nothing holds."""
+    try:
+        return ask()
+    except OSError:
+        return False
 
 
 def _find_near(raw: RawSplit, lost: list[int]) -> dict[int, str]:
@@ -171,9 +179,9 @@ def _walk(root: str) -> Iterator[str]:
                 for entry in entries:
                     if entry.name.startswith((".", "__MACOSX")):  # left behind by systems and tools
                         continue
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+                    if entry.name.lower().endswith(IMAGE_SUFFIXES) and holds(entry.is_file):
                         yield entry.path
-                    elif entry.is_dir():
+                    elif holds(entry.is_dir):
                         waiting.append(entry.path)
         except OSError:
             continue
