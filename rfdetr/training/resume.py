@@ -13,7 +13,6 @@ from engine.distributed import gather_objects
 from rfdetr.data import LabelMap
 from rfdetr.data.class_matching import differences
 from rfdetr.errors import InputError
-from rfdetr.files import replacing_file
 from rfdetr.training.foreign import continue_from, read_foreign
 from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty, has_only_begun
 
@@ -102,10 +101,11 @@ def _shown_place(place: tuple[int, int, str] | None) -> str:
 def check_same_run(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Refuse to go on with another model or other classes than the checkpoint's; both are shown."""
     then, now = state.get("model_config") or {}, metadata["model_config"]
-    different = [name for name in now if name in then and _differ(then[name], now[name]) and name not in WITHOUT_EFFECT]
+    different = [name for name in now if name in then and repr(then[name]) != repr(now[name]) and name not in WITHOUT_EFFECT]
     if different and "num_classes" not in different:
-        theirs, ours = (dict(_flat(part.get("args") or {})) for part in (state, metadata))
-        settings = [name for name in ours if name.startswith("model.") and name in theirs and _differ(ours[name], theirs[name])]
+        theirs, ours = ({name: value for name, value in _flat(part.get("args") or {}) if name.startswith("model.")}
+                        for part in (state, metadata))
+        settings = [name for name in ours if name in theirs and repr(ours[name]) != repr(theirs[name])]
         shown = [f"{name} {_shown(theirs[name])} there, {_shown(ours[name])} here" for name in settings]
         shown = shown or [f"{name} {_shown(then[name])} there, {_shown(now[name])} here" for name in different]
         raise InputError(f"--resume: the checkpoint is of another model: {'; '.join(shown)}")
@@ -122,8 +122,9 @@ def other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> set
     Raises:
         InputError: one of them is about how a run starts, and could do nothing any more.
     """
+    # compared as texts, since a file may hold anything, also tensors
     then, now = dict(_flat(state.get("args") or settings if "foreign" not in state else settings)), dict(_flat(settings))
-    different = [name for name in now if name not in then or _differ(then[name], now[name])]
+    different = [name for name in now if name not in then or repr(then[name]) != repr(now[name])]
     for name in different:
         if name in OF_THE_START and name in then:
             raise InputError(f"--resume: {name} was {then[name]!r} and is {now[name]!r}, but a run goes on with the weights of "
@@ -135,11 +136,6 @@ def other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> set
         table = "\n".join(f"  {name:<{widths[0]}}  {old:<{widths[1]}}  {new}" for name, old, new in rows)
         logger.info("resumed with other settings:\n%s", table)
     return set(different)
-
-
-def _differ(one: Any, other: Any) -> bool:
-    """Compare values of which a file may hold anything, also tensors."""
-    return repr(one) != repr(other)
 
 
 def _shown(value: Any) -> str:
@@ -182,11 +178,19 @@ def _read_results(trainer: Trainer, different: set[str]) -> dict[str, Any] | Non
 
 
 def bring_along(checkpoint: Path, folder: Path) -> None:
-    """Copy what belongs to a run beside its checkpoint into the folder in which it goes on; the checkpoint itself comes last."""
+    """Copy what belongs to a run beside its checkpoint into the folder in which it goes on; all of it, or nothing."""
     found = sorted(path for pattern in COMES_ALONG for path in checkpoint.parent.glob(pattern) if path.is_file())
-    for source, name in [*((path, path.name) for path in found), (checkpoint, CHECKPOINT)]:
-        with replacing_file(folder / name) as temporary:
-            shutil.copyfile(source, temporary)
+    names = {**{path.name: path for path in found}, CHECKPOINT: checkpoint}
+    coming = folder / ".coming"
+    shutil.rmtree(coming, ignore_errors=True)  # of a process that was killed in here
+    coming.mkdir()
+    try:
+        for name, source in names.items():
+            shutil.copyfile(source, coming / name)
+        for name in names:
+            (coming / name).replace(folder / name)
+    finally:
+        shutil.rmtree(coming, ignore_errors=True)
     logger.info("copied from %s: %s", checkpoint.parent, ", ".join([path.name for path in found] + [checkpoint.name]))
 
 
