@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from engine.checkpoint import save_checkpoint
+from engine.watch import doing
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class BackgroundSaver:
     def wait(self) -> None:
         """Return when nothing is being written any more; raise what the thread ended with, unless it was the disk's doing."""
         if self._thread is not None:
+            doing("saving")
             self._thread.join()
             self._thread = None
         if self._error is not None:
@@ -57,6 +59,7 @@ class BackgroundSaver:
 
 def try_saving(state: dict[str, Any], path: Path, *, keep: int = 0) -> bool:
     """Save a checkpoint, and tell whether it is on the disk; a disk that is full or cannot be written ends no training."""
+    doing("saving")
     try:
         save_checkpoint(state, path, keep=keep)
     except OSError as error:

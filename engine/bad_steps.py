@@ -46,6 +46,14 @@ class BadStepCounter:
         while len(self._pending) > self.lag:
             self._read_oldest()
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts. Collective."""
+        self.flush()
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
     def flush(self) -> None:
         """Read every verdict that is still under way."""
         while self._pending:

@@ -5,8 +5,9 @@ A window is the list of batches ``(samples, targets)`` of one step; a target is 
 """
 
 import inspect
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,10 +19,31 @@ from engine.randomness import preserved_rng
 
 OF_OBJECTS = ("boxes", "labels", "masks", "has_mask")  # what a target has for each of its objects
 
+logger = logging.getLogger(__name__)
 
-def samples_per_batch(train_loader: Iterable) -> int | None:
-    """Return the samples of one batch over all ranks, if the loader's batch sampler knows it."""
-    return getattr(getattr(train_loader, "batch_sampler", None), "samples_per_batch", None)
+
+def samples_per_step(train_loader: Iterable, grad_accum_steps: int) -> int | None:
+    """Return the samples of one step over all ranks, if the loader's batch sampler knows those of a batch."""
+    per_batch = getattr(getattr(train_loader, "batch_sampler", None), "samples_per_batch", None)
+    return per_batch * grad_accum_steps if per_batch else None
+
+
+def nearest_step(saved: Mapping[str, Any], steps_per_epoch: int, samples_per_step: int | None) -> tuple[int, int]:
+    """Return the step, of all and of its epoch, at which a run goes on from a saved position.
+
+    Where an epoch is divided into other steps now, it is the one with the same sample, or share of the epoch, rounded down.
+    """
+    step, epoch_step = saved["step"], saved["epoch_step"]
+    now, then = (samples_per_step, steps_per_epoch), (saved["samples_per_step"], saved.get("steps_per_epoch"))
+    then = (then[0], then[1] or max(now[1], epoch_step))
+    if now == then:
+        return step, epoch_step
+    factor = (then[0], now[0]) if now[0] and then[0] else (now[1], then[1])
+    epoch_step = min(epoch_step * factor[0] // factor[1], steps_per_epoch - 1)
+    step = saved["epoch"] * steps_per_epoch + epoch_step
+    logger.warning("an epoch had %d steps of %s images, and has %d of %s now: going on at epoch %d, step %d", then[1],
+                   then[0] or "some", now[1], now[0] or "some", saved["epoch"], step)
+    return step, epoch_step
 
 
 class WaitingEnded(BaseException):

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from engine.files import replacing, sweep_leftovers
+from engine.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike, *, keep: int
         OSError: it cannot be written; the files that were there still are.
     """
     path = Path(path)
-    sweep_leftovers(path)
     with replacing(path, before_rename=partial(_shift_versions, path, keep)) as temporary:
         with open(temporary, "wb") as file:
             _write(state, file)
@@ -99,11 +98,12 @@ def _read(path: Path) -> dict[str, Any]:
     with _border(path):
         if not path.exists() and not path.is_symlink():
             raise CheckpointError(f"{path}: no such checkpoint")
-        _check_archive(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: holds more than tensors and plain values, refused ({_one_line(error)})") from error
+        with _whole(path) as file:
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise CheckpointError(f"{path}: holds more than tensors and plain values, refused ({_one_line(error)})"
+                                      ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a checkpoint's dict")
     return state
@@ -120,20 +120,27 @@ def _border(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: not a complete checkpoint file ({_one_line(error)})") from error
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse what is no regular file, is larger when unpacked, or does not have the checksums that it should."""
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, which stays the same one should a run replace it meanwhile.
+
+    Refuses what is no regular file, is larger when unpacked, or does not have the checksums that it should.
+    """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its other end
         raise CheckpointError(f"{path}: not a complete checkpoint file (it is not a regular file)")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
-            sum(entry.file_size for entry in entries) > found.st_size
-        ):
-            raise CheckpointError(f"{path}: damaged, or not written by torch.save (its records are packed or larger than itself)")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise CheckpointError(f"{path}: damaged, the checksum of its record {damaged!r} is wrong")
+    with open(path, "rb") as file:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or (
+                sum(entry.file_size for entry in entries) > found.st_size
+            ):
+                raise CheckpointError(f"{path}: damaged, or not written by torch.save (its records are packed or larger than "
+                                      "itself)")
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"{path}: damaged, the checksum of its record {damaged!r} is wrong")
+        file.seek(0)
+        yield file
 
 
 def _one_line(error: Exception) -> str:
@@ -180,8 +187,8 @@ def _is_sound(path: Path) -> bool:
     """Tell whether a file can be kept; each is looked at once."""
     try:
         if _identity(path) not in _sound:
-            _check_archive(path)
-            _sound.add(_identity(path))
+            with _whole(path):
+                _sound.add(_identity(path))
     except Exception as error:
         logger.warning("%s is damaged and not kept (%s)", path, _one_line(error))
         return False

@@ -10,14 +10,15 @@ from pathlib import Path
 def replacing(path: str | os.PathLike, *, before_rename: Callable[[], None] | None = None) -> Iterator[Path]:
     """Give a temporary path beside `path`; the file that the block writes there takes the place of `path` when it ends.
 
-    The new file is on the disk before it is renamed. After an error the old one is still there, and the temporary one is not.
-    The folder is made where it is missing.
+    The new file is on the disk before it is renamed. After an error the old one is still there, and the temporary one is not;
+    what a process left that was killed meanwhile goes the next time. The folder is made where it is missing.
 
     Args:
         before_rename: called once the new file is safe, while the old one is still in its place.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # of this process: two may write to one folder
     try:
         yield temporary
@@ -30,9 +31,8 @@ def replacing(path: str | os.PathLike, *, before_rename: Callable[[], None] | No
     _sync_folder(path.parent)
 
 
-def sweep_leftovers(path: str | os.PathLike) -> None:
-    """Remove what processes that were killed while they replaced `path` have left; those of processes that live stay."""
-    path = Path(path)
+def _sweep_leftovers(path: Path) -> None:
+    """Remove what killed processes have left of `path`, but not what others are writing."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         owner = leftover.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
         if not owner.isdecimal() or int(owner) == os.getpid() or not _is_alive(int(owner)):

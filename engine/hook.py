@@ -31,13 +31,18 @@ Every hook runs on every rank, in list order: guard the write (``is_main_process
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from engine.watch import doing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 HOOK_POINTS = (
     "before_train",
@@ -148,19 +153,46 @@ class Hook:
         """Take back what `state_dict` returned; called before `before_train`."""
 
 
-def checked(hooks: Sequence[Hook]) -> list[Hook]:
-    """Return the hooks as a list.
+class Hooks(list[Hook]):
+    """The hooks of a trainer, in their order.
 
     Raises:
         ValueError: two of them have one name, write the same file, or add the same model to those that are evaluated.
     """
-    names = [hook.name for hook in hooks]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"hooks: more than one is called {', '.join(twice)}; give each instance a name of its own")
-    _refuse_shared(hooks, "writes", "write the file")
-    _refuse_shared(hooks, "evaluates", "add the evaluated model")
-    return list(hooks)
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        super().__init__(hooks)
+        names = [hook.name for hook in hooks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"hooks: more than one is called {', '.join(twice)}; give each instance a name of its own")
+        _refuse_shared(hooks, "writes", "write the file")
+        _refuse_shared(hooks, "evaluates", "add the evaluated model")
+
+    def call(self, point: str, *arguments: Any) -> None:
+        """Call a hook point of each; the first argument is the trainer."""
+        for hook in self:
+            doing(f"{point} of {hook.name}")
+            getattr(hook, point)(*arguments)
+
+    def close(self) -> None:
+        for hook in reversed(self):
+            try:
+                hook.close()
+            except Exception:  # the others have to be closed too, and an error of the training itself must not be hidden
+                logger.exception("%s.close failed", hook.name)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        return {hook.name: hook.state_dict() for hook in self}
+
+    def load_state_dict(self, states: dict[str, dict[str, Any]]) -> None:
+        """Give each its state, if there is any."""
+        for hook in self:
+            if hook.name in states:
+                hook.load_state_dict(states[hook.name])
+        unknown = sorted(set(states) - {hook.name for hook in self})
+        if unknown:
+            logger.warning("the checkpoint has state of hooks that this run does not have, left out: %.300s", ", ".join(unknown))
 
 
 def _refuse_shared(hooks: Sequence[Hook], attribute: str, action: str) -> None:

@@ -18,17 +18,57 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from engine.parallel import Alone
+
 logger = logging.getLogger(__name__)
 
 
-def parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+class OptimizerState:
+    """What a checkpoint holds of an optimizer and its schedule; to be made before the first step."""
+
+    def __init__(self, optimizer: Optimizer, lr_scheduler: LRScheduler | None, parallel: Alone) -> None:
+        self.optimizer, self.lr_scheduler, self.parallel = optimizer, lr_scheduler, parallel
+        self.names = _parameter_names(parallel.unwrapped, optimizer)
+        self.plan = _plan_of(optimizer, self.names, lr_scheduler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state. Collective."""
+        return {
+            "optimizer": self.parallel.optimizer_state(self.optimizer),
+            "optimizer_class": type(self.optimizer).__name__,
+            "parameter_names": self.names,
+            "plan": self.plan,
+            "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Take a state back, to go on at `step`: all of it where settings and step are the same, else the moments alone.
+
+        Raises:
+            ValueError: the optimizer is of another class, or its settings need moments that were not saved.
+        """
+        then, now = state.get("optimizer_class"), type(self.optimizer).__name__
+        if then not in (None, now):
+            raise ValueError(f"the optimizer is {now} now and was {then}, whose moments it cannot use; go on with {then}")
+        if state.get("plan") == self.plan and state["step"] == step:
+            self.parallel.load_optimizer_state(self.optimizer, state["optimizer"])
+            if self.lr_scheduler:
+                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            return
+        fitted = _fitted_state(self.optimizer, self.names, state["optimizer"], state.get("parameter_names"))
+        self.parallel.load_optimizer_state(self.optimizer, fitted)
+        if self.lr_scheduler:
+            _go_to_step(self.lr_scheduler, step)
+
+
+def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
     """Return the name of each of the optimizer's parameters, in the order of its state."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [names.get(id(parameter), f"parameter {index}") for index, parameter in enumerate(parameters)]
 
 
-def plan_of(optimizer: Optimizer, names: Sequence[str], scheduler: LRScheduler | None) -> str:
+def _plan_of(optimizer: Optimizer, names: Sequence[str], scheduler: LRScheduler | None) -> str:
     """Return a digest of the settings that an optimizer and its schedule were made with; ask before the first step."""
     groups = [{**group, "params": len(group["params"])} for group in optimizer.param_groups]
     schedule = None if scheduler is None else (type(scheduler).__name__, scheduler.state_dict(), _functions(scheduler))
@@ -41,8 +81,8 @@ def _functions(scheduler: LRScheduler) -> list[Any]:
     return inner + [fn.keywords for fn in getattr(scheduler, "lr_lambdas", ()) if isinstance(fn, functools.partial)]
 
 
-def fitted_state(optimizer: Optimizer, names: Sequence[str], saved: Mapping[str, Any], saved_names: Sequence[str] | None
-                 ) -> dict[str, Any]:
+def _fitted_state(optimizer: Optimizer, names: Sequence[str], saved: Mapping[str, Any], saved_names: Sequence[str] | None
+                  ) -> dict[str, Any]:
     """Return a state for `optimizer` with its own settings, and with the moments out of a saved state.
 
     Args:
@@ -95,7 +135,7 @@ def _moments_of(optimizer: Optimizer, group: Mapping[str, Any]) -> set[str]:
     return {name for name, value in twin.state[probe].items() if value is not None}
 
 
-def go_to_step(scheduler: LRScheduler, step: int) -> None:
+def _go_to_step(scheduler: LRScheduler, step: int) -> None:
     """Move a scheduler that was just made to where `step` steps lead it, with the schedulers that it is composed of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of schedulers that step before their optimizer

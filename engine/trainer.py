@@ -11,16 +11,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from engine.bad_steps import BadStepCounter
-from engine.batches import BatchStream, WaitingEnded, check_targets, image_ids, samples_per_batch
+from engine.batches import BatchStream, WaitingEnded, check_targets, image_ids, nearest_step, samples_per_step
 from engine.device import resolve_device, use_device
 from engine.distributed import any_rank, barrier, gather_objects, rank, world_size
 from engine.evaluate import EvalModels
-from engine.hook import Hook, checked, overrides
+from engine.hook import Hook, Hooks, overrides
 from engine.loss import total_loss, window_normalizer
 from engine.parallel import spread
 from engine.precision import autocast, guarded_step, judge, make_scaler, resolve_precision
 from engine.randomness import rng_state, set_rng_state
-from engine.settings import fitted_state, go_to_step, parameter_names, plan_of
+from engine.settings import OptimizerState
 from engine.watch import PeerError, Watch, describe, doing, watching
 
 logger = logging.getLogger(__name__)
@@ -98,15 +98,18 @@ class Trainer:
         self.criterion = criterion.to(self.device)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.train_loader = train_loader
-        self.hooks = checked(hooks)
+        self.hooks = Hooks(hooks)
         self.max_epochs, self.grad_accum_steps, self.clip_grad_norm = max_epochs, grad_accum_steps, clip_grad_norm
-        self.loss_normalize = _one_of("loss_normalize", loss_normalize, ("batch", "window"))
+        if loss_normalize not in ("batch", "window"):
+            raise ValueError(f"loss_normalize: {loss_normalize!r} is not one of batch, window")
+        self.loss_normalize = loss_normalize
         self.output_dir = Path(output_dir)
 
         self.steps_per_epoch = len(train_loader) // grad_accum_steps
         if self.steps_per_epoch == 0:
             raise ValueError(f"{len(train_loader)} batches an epoch cannot fill grad_accum_steps={grad_accum_steps}")
         self.max_steps = self.steps_per_epoch * max_epochs
+        self._samples_per_step = samples_per_step(train_loader, grad_accum_steps)
 
         self.epoch = 0  # finished epochs
         self.step = 0  # finished updates, also the skipped ones
@@ -119,8 +122,7 @@ class Trainer:
         self.stop_reason: str | None = None
         self.interrupted = False  # stopped from outside, with work left to do
         self._batches = BatchStream(train_loader, self.device)
-        self._parameter_names = parameter_names(self.unwrapped_model, optimizer)
-        self._plan = plan_of(optimizer, self._parameter_names, lr_scheduler)
+        self._optimizer_state = OptimizerState(optimizer, lr_scheduler, self._parallel)
         self._bad_steps = BadStepCounter(self.device, max_bad_steps, self.output_dir / BAD_STEPS)
         self._wish: str | None = None  # why this rank has to stop; the others are told at the next batch
         self._error: Exception | None = None  # to be raised once the state is saved
@@ -159,15 +161,15 @@ class Trainer:
                 watch.announce(error)  # before hooks are closed, which may take long: others may be waiting for this rank
                 raise
             finally:
-                self._close_hooks()
+                self.hooks.close()
 
     def _train(self, watch: Watch) -> None:
         self._parallel.refresh_eval_model()
-        self._call("before_train")
+        self.hooks.call("before_train", self)
         watch.begin(self.output_dir)
         while self.epoch < self.max_epochs and self.stop_reason is None:
             self._train_epoch()
-        self._call("after_train")
+        self.hooks.call("after_train", self)
         if self._error is not None:
             barrier()  # until the main process has saved
             raise self._error
@@ -194,28 +196,23 @@ class Trainer:
         self._publishing = True
         try:
             self.metrics = dict(metrics)
-            self._call("after_eval", self.metrics)
+            self.hooks.call("after_eval", self, self.metrics)
         finally:
             self._publishing = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs. Collective: every rank must call it, every rank gets the whole."""
-        self._bad_steps.flush()
         return {
             "model": self._parallel.state_dict(),
-            "optimizer": self._parallel.optimizer_state(self.optimizer),
-            "optimizer_class": type(self.optimizer).__name__,
-            "parameter_names": self._parameter_names,
-            "plan": self._plan,
-            "lr_scheduler": self.lr_scheduler.state_dict() if self.lr_scheduler else None,
+            **self._optimizer_state.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "epoch_step": self.epoch_step,
-            "samples_per_step": self._samples_per_step(),
+            "samples_per_step": self._samples_per_step,
             "steps_per_epoch": self.steps_per_epoch,
-            "bad_steps": {"total": self._bad_steps.total, "in_a_row": self._bad_steps.in_a_row},
-            "hooks": {hook.name: hook.state_dict() for hook in self.hooks},
+            "bad_steps": self._bad_steps.state_dict(),
+            "hooks": self.hooks.state_dict(),
             "rng": gather_objects(self._loaded_rng or rng_state(self.device)),  # loaded ones are in force later
         }
 
@@ -232,49 +229,13 @@ class Trainer:
         self._parallel.load_state_dict(state["model"])
         if state["scaler"]:  # empty, if there was none
             self.scaler.load_state_dict(state["scaler"])
-        self._load_position(state)
-        self._load_optimizer(state)
-        skipped = state.get("bad_steps", {"total": 0, "in_a_row": 0})
-        self._bad_steps.total, self._bad_steps.in_a_row = skipped["total"], skipped["in_a_row"]
-        for hook in self.hooks:
-            if hook.name in state["hooks"]:
-                hook.load_state_dict(state["hooks"][hook.name])
-        unknown = sorted(set(state["hooks"]) - {hook.name for hook in self.hooks})
-        if unknown:
-            logger.warning("the checkpoint has state of hooks that this run does not have, left out: %s", ", ".join(unknown))
+        self.epoch = state["epoch"]
+        self.step, self.epoch_step = nearest_step(state, self.steps_per_epoch, self._samples_per_step)
+        self._optimizer_state.load_state_dict(state, min(self.step, self.max_steps))
+        self._bad_steps.load_state_dict(state.get("bad_steps", {"total": 0, "in_a_row": 0}))
+        self.hooks.load_state_dict(state["hooks"])
         if rank() < len(state["rng"]):
             self._loaded_rng = state["rng"][rank()]
-
-    def _load_optimizer(self, state: dict[str, Any]) -> None:
-        then, now = state.get("optimizer_class"), type(self.optimizer).__name__
-        if then not in (None, now):
-            raise ValueError(f"the optimizer is {now} now and was {then}, whose moments it cannot use; go on with {then}")
-        if state.get("plan") == self._plan and state["step"] == self.step:
-            self._parallel.load_optimizer_state(self.optimizer, state["optimizer"])
-            if self.lr_scheduler:
-                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-            return
-        names = self._parameter_names
-        fitted = fitted_state(self.optimizer, names, state["optimizer"], state.get("parameter_names"))
-        self._parallel.load_optimizer_state(self.optimizer, fitted)
-        if self.lr_scheduler:
-            go_to_step(self.lr_scheduler, self.step)
-
-    def _load_position(self, state: dict[str, Any]) -> None:
-        self.epoch, self.step, self.epoch_step = state["epoch"], state["step"], state["epoch_step"]
-        now, then = (self._samples_per_step(), self.steps_per_epoch), (state["samples_per_step"], state.get("steps_per_epoch"))
-        then = (then[0], then[1] or max(now[1], self.epoch_step))
-        if now == then:
-            return
-        factor = (then[0], now[0]) if now[0] and then[0] else (now[1], then[1])  # the same sample, or share of the epoch
-        self.epoch_step = min(self.epoch_step * factor[0] // factor[1], self.steps_per_epoch - 1)
-        self.step = self.epoch * self.steps_per_epoch + self.epoch_step
-        logger.warning("an epoch had %d steps of %s images, and has %d of %s now: going on at epoch %d, step %d", then[1],
-                       then[0] or "some", now[1], now[0] or "some", self.epoch, self.step)
-
-    def _samples_per_step(self) -> int | None:
-        per_batch = samples_per_batch(self.train_loader)
-        return per_batch * self.grad_accum_steps if per_batch else None
 
     def _train_epoch(self) -> None:
         if self._stops():  # asked for during an evaluation
@@ -283,7 +244,7 @@ class Trainer:
         self.model.train()
         self.criterion.train()
         self._batches.start(self.epoch, self.epoch_step * self.grad_accum_steps)
-        self._call("before_epoch")
+        self.hooks.call("before_epoch", self)
         if self._loaded_rng is not None:  # only now: hooks and loaders may have drawn numbers while they started
             set_rng_state(self._loaded_rng, self.device)
             self._loaded_rng = None
@@ -295,7 +256,7 @@ class Trainer:
             self._stops()  # known before an evaluation starts
             self.epoch, self.epoch_step = self.epoch + 1, 0
             self._parallel.refresh_eval_model()
-            self._call("after_epoch")
+            self.hooks.call("after_epoch", self)
 
     def _load(self) -> list | None:
         """Return the next window; None, on all ranks, where one of them has to stop or gets none."""
@@ -342,7 +303,7 @@ class Trainer:
                 sums[name] = sums[name] + value if name in sums else value
         self.losses = {name: value / len(batches) for name, value in sums.items()}
         self._update(batches)
-        self._call("after_step")
+        self.hooks.call("after_step", self)
 
     def _forward_backward(self, batch: Any, arguments: dict[str, Any], *, is_last: bool) -> dict[str, Tensor]:
         samples, targets = batch
@@ -355,12 +316,12 @@ class Trainer:
             doing("backward")
             self.scaler.scale(loss / self.grad_accum_steps).backward()
         self.num_images += len(targets)
-        self._call("after_batch", batch, outputs)
+        self.hooks.call("after_batch", self, batch, outputs)
         return {"loss": loss.detach(), **{name: value.detach() for name, value in losses.items()}}
 
     def _update(self, batches: list) -> None:
         self.scaler.unscale_(self.optimizer)  # a no-op when the scaler is disabled
-        self._call("before_optimizer_step")
+        self.hooks.call("before_optimizer_step", self)
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.grad_norm = self._parallel.gradient_norm(gradients)
         if self.clip_grad_norm > 0:
@@ -375,21 +336,3 @@ class Trainer:
         self.step += 1
         self.epoch_step += 1
         self._bad_steps.add(verdict, self.losses["loss"], self.step, image_ids(batches))
-
-    def _call(self, point: str, *arguments: Any) -> None:
-        for hook in self.hooks:
-            doing(f"{point} of {hook.name}")
-            getattr(hook, point)(self, *arguments)
-
-    def _close_hooks(self) -> None:
-        for hook in reversed(self.hooks):
-            try:
-                hook.close()
-            except Exception:  # the others have to be closed too, and an error of the training itself must not be hidden
-                logger.exception("%s.close failed", hook.name)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
-    return value

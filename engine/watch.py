@@ -1,8 +1,8 @@
-"""What this process is doing, and a thread that watches it while its main thread waits for other processes.
+"""What this process is doing, and a thread that watches it.
 
-The thread writes a heartbeat file, ends a process of several in which nothing has moved for too long, and ends it where another
-rank has failed: the main thread may wait in a collective that the failed rank will never enter. Ranks tell each other through a
-`Board`, which needs no collective.
+The thread writes a heartbeat file, and ends a process of several in which nothing moves any more or whose peer has failed: the
+thread that trains may wait in a collective that the other rank never enters. Ranks tell each other through a `Board`, which needs
+no collective.
 """
 
 import datetime
@@ -25,7 +25,7 @@ from torch import distributed as dist
 
 EXIT_CODE = 6  # of a process that ends for another one's sake, or because nothing moved
 POLL_SECONDS = 1.0
-GRACE_SECONDS = 20.0  # for the main thread to finish what it does, and to notice by itself that another rank has failed
+GRACE_SECONDS = 20.0  # to finish what this rank does, and to notice by itself that another one has failed
 LOST_CONTACT = "lost contact to another process, which was ended or cannot be reached"
 STORE_TIMEOUT = datetime.timedelta(seconds=30)
 
@@ -41,26 +41,30 @@ class NonFiniteError(FloatingPointError):
 
 
 class Activity:
-    """What the main thread is doing, for other threads to read."""
+    """What the thread that makes this is doing, for other threads to read."""
 
     def __init__(self) -> None:
+        self.thread = threading.get_ident()
         self.step, self.phase, self.since = 0, "starting", time.monotonic()
 
     def text(self) -> str:
         return f"step {self.step}, {self.phase} for {time.monotonic() - self.since:.0f} s"
 
+    def stack(self) -> str:
+        frame = sys._current_frames().get(self.thread)
+        return "".join(traceback.format_stack(frame)) if frame else ""
+
 
 class Board:
     """Notes that every process of a job can write and read at any time, kept in the store where they meet.
 
-    A lasting note is still there when torchrun has started the processes again. Without a store this process is alone.
+    A lasting note is still there when torchrun has started the processes again.
     """
 
     _boards = count()  # the same number on all ranks
 
     def __init__(self) -> None:
-        self._notes: dict[str, str] = {}
-        self._store = None
+        self._store: dist.Store = dist.HashStore()  # of this process, if it is alone
         self._prefix = f"attempt{restart_count()}/{next(self._boards)}/"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # a connection of its own: that of the process group may be busy waiting
@@ -69,13 +73,9 @@ class Board:
 
     def put(self, name: str, value: str, *, lasting: bool = False) -> str:
         """Write a note unless there is one of that name; return the one that is there then."""
-        if self._store is None:
-            return self._notes.setdefault(name, value)
         return self._store.compare_set(self._key(name, lasting), "", value).decode()
 
     def get(self, name: str, *, lasting: bool = False) -> str | None:
-        if self._store is None:
-            return self._notes.get(name)
         key = self._key(name, lasting)
         return self._store.get(key).decode() if self._store.check([key]) else None
 
@@ -162,14 +162,14 @@ class Watch(threading.Thread):
         self._reported = since
         what = f"nothing has moved for {self.limit_seconds / 60:g} minutes (train.timeout_minutes)"
         if self.world_size == 1:
-            logger.error("%s: %s\n%s", what, _activity.text(), _main_stack())
+            logger.error("%s: %s\n%s", what, _activity.text(), _activity.stack())
             return
         self._tell({"rank": self.rank, "what": f"{what}: {_activity.text()}", "stuck": True})
         self._end(what, with_stack=True)
 
     def _end(self, why: str, *, with_stack: bool) -> None:
-        """End the whole process; its main thread cannot be reached."""
-        stack = f"\n{_main_stack()}" if with_stack else ""
+        """End the whole process; the thread that trains cannot be reached."""
+        stack = f"\n{_activity.stack()}" if with_stack else ""
         logger.critical("%s\nrank %d: %s%s", why, self.rank, _activity.text(), stack)
         time.sleep(3 * POLL_SECONDS)  # for all ranks to speak before a launcher ends them
         for stream in (sys.stdout, sys.stderr):
@@ -195,7 +195,12 @@ _watch: Watch | None = None
 
 
 def doing(phase: str, step: int | None = None) -> None:
-    """Note what the main thread does now; cheap enough for every batch. It also counts as a sign that something moves."""
+    """Note what the thread that trains does now, as a sign that something moves; cheap enough for every batch.
+
+    Other threads call it without effect.
+    """
+    if threading.get_ident() != _activity.thread:
+        return
     _activity.phase, _activity.since = phase, time.monotonic()
     if step is not None:
         _activity.step = step
@@ -204,11 +209,11 @@ def doing(phase: str, step: int | None = None) -> None:
 @contextmanager
 def watching(rank: int, world_size: int, limit_seconds: float = 1800) -> Iterator[Watch]:
     """Watch this process for as long as this lasts; within another `watching`, that one goes on."""
-    global _watch
+    global _activity, _watch
     if _watch is not None:
         yield _watch
         return
-    doing("starting", 0)
+    _activity = Activity()
     _watch = Watch(Board(), rank, world_size, limit_seconds)
     _watch.start()
     try:
@@ -235,8 +240,3 @@ def is_lost_contact(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _main_stack() -> str:
-    frame = sys._current_frames().get(threading.main_thread().ident)
-    return "".join(traceback.format_stack(frame)) if frame else ""

@@ -14,7 +14,7 @@ from torch import nn
 from engine.background import to_host, try_saving
 from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.distributed import barrier, is_main_process
-from engine.files import replacing, sweep_leftovers
+from engine.files import replacing
 from engine.hook import Hook
 from hooks.monitor import warn_of_missing
 
@@ -110,7 +110,7 @@ class BestCheckpointHook(Hook):
         for name, monitor in self.monitors.items():
             value = state["best"].get(name, -math.inf)
             if then.get(name, monitor) != monitor and value > -math.inf:
-                logger.warning("best checkpoint: %.4f was the best %s, and says nothing of %s", value, then[name], monitor)
+                logger.warning("best checkpoint: %.4f was the best %.100s, and says nothing of %s", value, then[name], monitor)
                 value = -math.inf
             self.best[name] = value
         self._is_resumed = True
@@ -145,7 +145,6 @@ class BestCheckpointHook(Hook):
     def _copy_to_total(self, trainer: Trainer, winner: str) -> None:
         total = _best_path(trainer, "total")
         try:
-            sweep_leftovers(total)
             with replacing(total) as temporary:
                 shutil.copyfile(_best_path(trainer, winner), temporary)
         except OSError as error:

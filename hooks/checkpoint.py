@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.background import BackgroundSaver
 from engine.distributed import gather_objects, is_distributed, is_main_process
 from engine.hook import Hook
+from engine.watch import doing
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -95,6 +96,7 @@ class CheckpointHook(Hook):
         self._saver.wait()
 
     def _save(self, trainer: Trainer) -> None:
+        doing("saving")
         state = {**self.metadata, **trainer.state_dict()}  # collective: every rank takes part
         if "ema" in trainer.eval_models:
             # the very tensors of EMAHook's state: torch.save writes them once

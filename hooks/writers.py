@@ -7,10 +7,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+
+from engine.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +66,10 @@ class JsonlWriter:
     def rewind(self, step: int, lines: Lines | None = None) -> None:
         if self.path.exists():
             self.close()
-            last = step if lines is None else step - 1
             found = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-            _write_text(self.path, "".join(f"{line}\n" for line in found if _step_of(line) <= last and step))
+            kept = _without_later(found, _step_of, step, lines)
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8", newline="")
         for line in lines or ():
             self.write(*line)
 
@@ -104,9 +107,8 @@ class CsvWriter:
         self.last_step = ""  # as it stands in the last row
 
     def rewind(self, step: int, lines: Lines | None = None) -> None:
-        last = step if lines is None else step - 1
         if self.path.exists():
-            self._replace([row for row in self._read() if int(row["step"]) <= last] if step else [])
+            self._replace(_without_later(self._read(), lambda row: int(row["step"]), step, lines))
         for line in lines or ():
             self.write(*line)
 
@@ -144,11 +146,10 @@ class CsvWriter:
     def _replace(self, rows: list[dict[str, str]]) -> None:
         self.columns = list(dict.fromkeys(["step", "epoch", *(tag for row in rows for tag in row)]))
         self.last_step = rows[-1]["step"] if rows else ""
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, self.columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        _write_text(self.path, table.getvalue())
+        with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as table:
+            writer = csv.DictWriter(table, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 class TensorBoardWriter:
@@ -180,17 +181,17 @@ class TensorBoardWriter:
             self.writer.close()
 
 
+def _without_later(rows: list, step_of: Callable[[Any], float], step: int, lines: Lines | None) -> list:
+    """Drop what `Writer.rewind` says, from the end: steps further up may have been counted otherwise, with other batches."""
+    last = step if lines is None else step - 1
+    while rows and (step == 0 or step_of(rows[-1]) > last):
+        rows.pop()
+    return rows
+
+
 def _step_of(line: str) -> float:
     """Return the step of a line; one that a killed process left half-written counts as late."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
         return math.inf
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)

@@ -148,7 +148,7 @@ def files_in(folder: str) -> set[str]:
     """Return the names of the files in a folder, none where there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {entry.name for entry in entries if holds(entry.is_file)}
     except (OSError, ValueError):
         return set()
 
@@ -173,6 +173,14 @@ def pictures_below(root: str, *, on_error: Callable[[OSError], None] = lambda er
                         yield entry
         except OSError as error:
             on_error(error)
+
+
+def holds(ask: Callable[[], bool]) -> bool:
+    """Ask something of an entry of a folder; of a link that leads to itself nothing holds."""
+    try:
+        return ask()
+    except OSError:
+        return False
 
 
 def _find_near(raw: RawSplit, lost: list[int]) -> dict[int, str]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco import read_coco
-from rfdetr.data.file_names import base_name, files_in
+from rfdetr.data.file_names import base_name, files_in, holds
 from rfdetr.data.findings import Findings
 from rfdetr.errors import InputError
 
@@ -187,7 +187,8 @@ def folders_below(root: Path) -> Iterator[str]:
         for folder in level[:MAX_FOLDERS]:
             try:
                 with os.scandir(folder) as entries:
-                    below += [entry.path for entry in entries if not entry.name.startswith((".", "__MACOSX")) and entry.is_dir()]
+                    below += [entry.path for entry in entries
+                              if not entry.name.startswith((".", "__MACOSX")) and holds(entry.is_dir)]
             except OSError:
                 continue
         level = sorted(below)

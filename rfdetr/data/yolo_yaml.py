@@ -25,12 +25,8 @@ KINDS = {
 }
 
 
-class _TextLoader(yaml.SafeLoader):
-    """Makes dictionaries, lists and text; anchors and merge keys work, other tags and keys that stand twice are errors."""
-
-    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # the merge key
-    yaml_constructors = {tag: function for tag, function in yaml.SafeLoader.yaml_constructors.items()
-                         if tag is None or tag.endswith((":map", ":seq", ":str"))}
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
@@ -38,6 +34,14 @@ class _TextLoader(yaml.SafeLoader):
         if again is not None:
             raise yaml.constructor.ConstructorError(None, None, f"the key {again!r} stands there twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+class _TextLoader(UniqueKeyLoader):
+    """Makes dictionaries, lists and text; anchors and merge keys work, other tags are errors."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # the merge key
+    yaml_constructors = {tag: function for tag, function in yaml.SafeLoader.yaml_constructors.items()
+                         if tag is None or tag.endswith((":map", ":seq", ":str"))}
 
 
 def read_data_file(path: Path) -> dict[str, Any]:

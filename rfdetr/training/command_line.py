@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,9 @@ def run_tool(main: Callable[[], ExitCode]) -> None:
     try:
         with shown_log():
             code = main()
+    except KeyboardInterrupt:
+        _report("interrupted")
+        sys.exit(128 + signal.SIGINT)  # as shells have it
     except Exception as error:
         code, message = _meaning(error), error
         if code is None:

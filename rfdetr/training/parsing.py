@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from rfdetr.data.yolo_yaml import UniqueKeyLoader
 from rfdetr.errors import InputError
 
 CONFIG_FLAGS = ("--cfg", "--config")
@@ -161,11 +162,11 @@ def check_flags(parser: ArgumentParser, argv: Sequence[str]) -> None:
 def check_config_file(run_class: type, path: Path) -> None:
     """Refuse a file that is missing, is not YAML, or has a key that no section knows."""
     if not path.is_file():
-        raise InputError(f"--cfg {path}: there is no such file")
+        raise InputError(f"--cfg {path}: {'is not a regular file' if path.exists() else 'there is no such file'}")
     try:
         if path.stat().st_size > MAX_FILE:
             raise ValueError(f"{path.stat().st_size:,} bytes are no configuration")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
         _check_size(content)
     except Exception as error:  # of YAML, of Python's own numbers and dates, of the disk
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:300]}") from error

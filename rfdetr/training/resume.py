@@ -13,9 +13,8 @@ from engine.distributed import gather_objects
 from rfdetr.data import LabelMap
 from rfdetr.data.class_matching import differences
 from rfdetr.errors import InputError
-from rfdetr.files import replacing_file
 from rfdetr.training.foreign import continue_from, read_foreign
-from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty
+from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty, has_only_begun
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +24,10 @@ OF_A_MACHINE = (  # may differ from one process of a run to another
     "data.dataset_dir", "data.num_workers", "data.cache", "data.prefetch_factor", "data.persistent_workers",
     "data.start_method", "train.output_dir", "train.device", "model.weights", "model.backbone_weights",
 )
+KINDS = {  # of the parts of a checkpoint
+    **dict.fromkeys(("model", "optimizer", "scaler", "hooks", "bad_steps", "args", "model_config", "label_map"), dict),
+    **dict.fromkeys(("epoch", "step", "epoch_step", "samples_per_step", "steps_per_epoch"), int), "rng": list,
+}
 COMES_ALONG = ("checkpoint_best_*.pth", METRICS, METRICS_TABLE, "events.out.tfevents.*")  # into another folder
 
 
@@ -43,6 +46,9 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
     if resume != "auto" and path.parent.resolve() != folder.resolve():
         check_empty(folder)
     if resume == "auto" and not any(folder.glob(f"{path.stem}.prev*{path.suffix}")) and not _is_there(path):
+        if not has_only_begun(folder):
+            raise InputError(f"--resume auto: {folder} holds files of a run, but no {CHECKPOINT} to go on from; replace it by "
+                             "--overwrite, or choose another folder")
         logger.info("--resume auto: no %s in %s, starting afresh", CHECKPOINT, folder)
         return None
     if resume != "auto" and (foreign := read_foreign(path)) is not None:
@@ -51,10 +57,20 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
     if "optimizer" not in state:
         raise InputError(f"{path}: holds weights only, a run cannot go on from it; use {CHECKPOINT}, or start from these weights "
                          "with --model.weights")
-    if not all(type(state.get(name)) is int for name in ("epoch", "step", "epoch_step")):
-        raise InputError(f"{path}: does not say at which step of which epoch it was saved; a run cannot go on from it")
+    _check_kinds(path, state)
     logger.info("resuming from epoch %d, step %d of %s", state["epoch"], state["step"], path)
     return path, state
+
+
+def _check_kinds(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose parts are not what they should be, before anything is made of them."""
+    for name, kind in KINDS.items():
+        value = state.get(name)
+        is_lacking = value is None and name not in ("epoch", "step", "epoch_step")  # older files have less
+        is_bad = type(value) is not int or value < 0 if kind is int else not isinstance(value, kind)
+        if is_bad and not is_lacking:
+            raise InputError(f"{path}: its {name} is {value if type(value) is int else type(value).__name__}; a run cannot go on "
+                             "from it")
 
 
 def _is_there(path: Path) -> bool:
@@ -85,10 +101,14 @@ def _shown_place(place: tuple[int, int, str] | None) -> str:
 def check_same_run(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Refuse to go on with another model or other classes than the checkpoint's; both are shown."""
     then, now = state.get("model_config") or {}, metadata["model_config"]
-    different = [name for name in now if name in then and then[name] != now[name] and name not in WITHOUT_EFFECT]
+    different = [name for name in now if name in then and repr(then[name]) != repr(now[name]) and name not in WITHOUT_EFFECT]
     if different and "num_classes" not in different:
-        shown = "; ".join(f"{name} {then[name]} there, {now[name]} here" for name in different)
-        raise InputError(f"--resume: the checkpoint is of another model: {shown}")
+        theirs, ours = ({name: value for name, value in _flat(part.get("args") or {}) if name.startswith("model.")}
+                        for part in (state, metadata))
+        settings = [name for name in ours if name in theirs and repr(ours[name]) != repr(theirs[name])]
+        shown = [f"{name} {_shown(theirs[name])} there, {_shown(ours[name])} here" for name in settings]
+        shown = shown or [f"{name} {_shown(then[name])} there, {_shown(now[name])} here" for name in different]
+        raise InputError(f"--resume: the checkpoint is of another model: {'; '.join(shown)}")
     if "foreign" in state:
         return  # load_weights compares what such a file says of itself
     theirs, ours = (LabelMap.from_dict(part["label_map"]) for part in ({**metadata, **state}, metadata))
@@ -102,8 +122,9 @@ def other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> set
     Raises:
         InputError: one of them is about how a run starts, and could do nothing any more.
     """
+    # compared as texts, since a file may hold anything, also tensors
     then, now = dict(_flat(state.get("args") or settings if "foreign" not in state else settings)), dict(_flat(settings))
-    different = [name for name in now if name not in then or then[name] != now[name]]
+    different = [name for name in now if name not in then or repr(then[name]) != repr(now[name])]
     for name in different:
         if name in OF_THE_START and name in then:
             raise InputError(f"--resume: {name} was {then[name]!r} and is {now[name]!r}, but a run goes on with the weights of "
@@ -129,9 +150,9 @@ def load_state(trainer: Trainer, state: Mapping[str, Any]) -> None:
             continue_from(trainer, state)
         else:
             trainer.load_state_dict(state)
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError("--resume: the checkpoint does not fit the settings of this run: "
-                         f"{' '.join(str(error).split())}") from error
+                         f"{' '.join(str(error).split())[:500]}") from error
 
 
 def results_of_finished(trainer: Trainer, different: set[str]) -> dict[str, Any] | None:
@@ -157,11 +178,19 @@ def _read_results(trainer: Trainer, different: set[str]) -> dict[str, Any] | Non
 
 
 def bring_along(checkpoint: Path, folder: Path) -> None:
-    """Copy what belongs to a run beside its checkpoint into the folder in which it goes on; the checkpoint itself comes last."""
+    """Copy what belongs to a run beside its checkpoint into the folder in which it goes on; all of it, or nothing."""
     found = sorted(path for pattern in COMES_ALONG for path in checkpoint.parent.glob(pattern) if path.is_file())
-    for source, name in [*((path, path.name) for path in found), (checkpoint, CHECKPOINT)]:
-        with replacing_file(folder / name) as temporary:
-            shutil.copyfile(source, temporary)
+    names = {**{path.name: path for path in found}, CHECKPOINT: checkpoint}
+    coming = folder / ".coming"
+    shutil.rmtree(coming, ignore_errors=True)  # of a process that was killed in here
+    coming.mkdir()
+    try:
+        for name, source in names.items():
+            shutil.copyfile(source, coming / name)
+        for name in names:
+            (coming / name).replace(folder / name)
+    finally:
+        shutil.rmtree(coming, ignore_errors=True)
     logger.info("copied from %s: %s", checkpoint.parent, ", ".join([path.name for path in found] + [checkpoint.name]))
 
 

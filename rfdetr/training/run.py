@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import Trainer
-from engine.distributed import gather_objects, process_group
+from engine.distributed import process_group
 from engine.watch import restart_count, watch
 from rfdetr.errors import InputError
 from rfdetr.training.assemble import build_trainer
@@ -27,7 +27,7 @@ from rfdetr.training.resume import (
     read_state,
     results_of_finished,
 )
-from rfdetr.training.run_folder import check_empty, has_only_begun, make_folder
+from rfdetr.training.run_folder import check_empty, make_folder
 from rfdetr.training.standard_hooks import UserHook
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def _train(config: RunConfig, hooks: Sequence[UserHook], *, resume: str | None, 
         together(partial(check_empty, folder))
     found = together(partial(read_state, folder, resume))
     check_agreement(found, plain_dict(config))
-    overwrite = overwrite or (resume == "auto" and found is None and gather_objects(has_only_begun(folder))[0])
+    overwrite = overwrite or (resume == "auto" and found is None)  # what is there is from before the first save
     trainer = build_trainer(config, hooks, overwrite=overwrite, resumed=found is not None, **parts)
     trainer.hooks[0].is_owned = True
     return _go_on(trainer, *found) if found is not None else _run(trainer)

@@ -162,6 +162,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "train")
+        check_fields(self, "train", "not empty", bool, "output_dir")
         check_fields(self, "train", "1 or more", is_count, "epochs", "grad_accum_steps", "max_bad_steps")
         check_fields(self, "train", "above 0", is_positive, "timeout_minutes")
         check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "max_hours")

@@ -58,6 +58,18 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["c.pth"]
 
 
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    save_checkpoint(state(1), tmp_path / "c.pth")
+    read = engine.checkpoint.torch.load
+
+    def slowly(*arguments, **options):
+        (tmp_path / "c.pth").rename(tmp_path / "c.prev1.pth")  # by a run between two renames
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(engine.checkpoint.torch, "load", slowly)
+    assert load_checkpoint(tmp_path / "c.pth")["step"] == 1
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("code of the file ran",))

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from engine.files import replacing, sweep_leftovers
+from engine.files import replacing
 
 
 def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
@@ -40,5 +40,6 @@ def test_the_old_file_can_be_put_aside_once_the_new_one_is_written(tmp_path):
 def test_only_leftovers_of_this_file_are_swept(tmp_path):
     for name in (".a.txt.99999999.tmp", ".b.txt.99999999.tmp", "a.txt"):
         (tmp_path / name).write_text("half")
-    sweep_leftovers(tmp_path / "a.txt")
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.txt.99999999.tmp", "a.txt"]

@@ -28,12 +28,13 @@ BILLION = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     "data: {augment: " + "[" * 50 + "]" * 50 + "}\n",
     "data: {augment: " + "[" * 100_000 + "]" * 100_000 + "}\n",
     "# " + "x" * 2**20 + "\n",
+    "train: {epochs: 1}\ntrain: {seed: 1}\n", "train: {epochs: 1, epochs: 2}\n", "train: {output_dir: ''}\n",
     "train: null\n", "train: {epochs: null}\n", "train: {epochs: [1]}\n", "train: {max_hours: .nan}\n", "hooks: {a: 1}\n",
     "- 1\n", "",
     "train: {seed: !!python/object/apply:os.system ['echo run >&2']}\n",
     "data: {dataset_dir: 2020-13-45}\n", "train: {1: 2}\n", "? [a]\n: 1\n", "\x00",
     "model: {variant: \"\\e[31mred\"}\n",
-], ids=range(21))
+], ids=range(24))
 def test_a_hostile_file_is_refused_at_once(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
     started = time.monotonic()

@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 import small_runs as small
 
 from engine import CheckpointError, checkpoint, load_checkpoint, save_checkpoint
+from rfdetr.errors import InputError
 from rfdetr.training.resume import read_state
 
 NEWEST, BEFORE = "checkpoint.pth", "checkpoint.prev1.pth"
@@ -89,7 +90,10 @@ def test_the_version_before_is_used_and_said_so(folder, caplog, damage):
         read_state(folder, "auto")
 
 
-@pytest.mark.parametrize("flips", [200, pytest.param(int(os.environ.get("RFDETR_FLIPS", "3000")), marks=pytest.mark.slow)])
+FLIPS = pytest.param(int(os.environ.get("RFDETR_FLIPS", "3000")), marks=[pytest.mark.slow, pytest.mark.timeout(3600)])
+
+
+@pytest.mark.parametrize("flips", [200, FLIPS])
 def test_flipped_bits_are_never_read_as_something_else(folder, flips):
     good = (folder / NEWEST).read_bytes()
     for number in range(flips):
@@ -117,6 +121,13 @@ def test_a_damaged_newest_file_takes_no_good_ones_place(folder, caplog):
         save_checkpoint(state(2), folder / NEWEST, keep=1)
         assert [load_checkpoint(folder / file)["step"] for file in (NEWEST, BEFORE)] == [2, 1]
     assert "is damaged and not kept" in caplog.text
+
+
+def test_weights_without_a_checkpoint_are_not_gone_on_from(folder):
+    (folder / NEWEST).rename(folder / "checkpoint_best_total.pth")
+    (folder / BEFORE).unlink()
+    with pytest.raises(InputError, match=f"holds files of a run, but no {NEWEST} to go on from"):
+        read_state(folder, "auto")
 
 
 def test_only_what_dead_processes_left_is_swept(tmp_path):

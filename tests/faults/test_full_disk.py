@@ -1,9 +1,11 @@
 """A full or read-only disk: one warning a save, training goes on, the last good file stays, and the next save tries again."""
 
 import errno
+import json
 import logging
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import small_runs as small
 
 from engine import Hook, background, checkpoint, files, load_checkpoint
 from engine.background import BackgroundSaver, to_host
+from engine.watch import doing, watching
 from hooks import writers
 from rfdetr.errors import InputError
 from rfdetr.training import build_trainer, train
@@ -34,7 +37,7 @@ class Disk:
 
     def __init__(self, monkeypatch, full_at) -> None:
         self.count, self.failed, self.full_at = 0, [], full_at
-        for owner, name in ((checkpoint, "_write"), (files, "_sync_file"), (writers, "_write_text"),
+        for owner, name in ((checkpoint, "_write"), (files, "_sync_file"),
                             (writers.JsonlWriter, "write"), (writers.CsvWriter, "_add")):
             monkeypatch.setattr(owner, name, self._guarded(name, getattr(owner, name)))
 
@@ -134,6 +137,28 @@ def test_training_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     assert time.perf_counter() - started < 0.3
     saver.wait()
     assert load_checkpoint(tmp_path / "c.pth")["w"].numel() == 10
+
+
+def test_the_heartbeat_tells_who_waits_for_the_disk(tmp_path, monkeypatch):
+    """The thread that trains, in its second save: not while another thread writes the first."""
+    monkeypatch.setattr("engine.watch.POLL_SECONDS", 0.02)
+    phases, may_write = [], threading.Event()
+    monkeypatch.setattr(background, "save_checkpoint", lambda *a, **k: may_write.wait(20))
+
+    def look() -> None:
+        time.sleep(0.2)
+        phases.append(json.loads((tmp_path / "heartbeat" / "rank0.json").read_text())["phase"])
+
+    with watching(0, 1) as watch:
+        watch.begin(tmp_path)
+        saver = BackgroundSaver()
+        doing("forward")
+        saver.save({}, tmp_path / "c.pth")
+        look()
+        threading.Timer(0.1, lambda: (look(), may_write.set())).start()
+        saver.save({}, tmp_path / "c.pth")
+        saver.wait()
+    assert phases == ["forward", "saving"]
 
 
 def test_an_error_that_is_not_the_disks_ends_the_run(tmp_path):

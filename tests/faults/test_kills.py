@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -19,11 +20,12 @@ from hooks import BestCheckpointHook, COCOEvalHook, LogHook
 
 MOMENTS = {  # what is replaced, and at which of its calls the process dies: before it (0) or after it (1)
     "first save, half written": (checkpoint, "_write", 1, 1),
-    "a save, before the disk has it": (files, "_sync_file", 2, 0),
+    "a save, before the disk has it": (files, "_sync_file", 4, 0),
     "a save, before versions are shifted": (checkpoint, "_shift_versions", 3, 0),
     "a save, between shift and rename": (checkpoint, "_shift_versions", 3, 1),
-    "a save, after the rename": (files, "_sync_folder", 4, 0),
+    "a save, after the rename": (files, "_sync_folder", 5, 0),
     "a best file, half written": (checkpoint, "_write", 4, 1),
+    "the table of metrics, before its rename": (files, "_sync_file", 8, 1),
     "before an evaluation": (COCOEvalHook, "evaluate_and_publish", 1, 0),
     "before its metrics are written": (LogHook, "after_eval", 1, 0),
     "between its metrics and the best file": (LogHook, "after_eval", 1, 1),
@@ -83,6 +85,7 @@ def die_after(seconds: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_moments(data, straight, tmp_path, workers):
     """RFDETR_KILLS says how many times, for each number of workers."""
@@ -96,4 +99,5 @@ def test_killed_at_random_moments(data, straight, tmp_path, workers):
                 break
         found = [where for where in small.same_results(straight, folder) if "num_workers" not in where]
         wrong += [f"{number}: {found}"] if found else []
+        shutil.rmtree(folder)  # 200 of them fill a disk
     assert wrong == []

@@ -36,7 +36,8 @@ class Ranks:
                      "MASTER_PORT": str(port)}
             self.processes.append(subprocess.Popen(
                 [sys.executable, str(SCRIPT), str(folder / "run"), fault, str(timeout)], env=environment(**place),
-                stdin=subprocess.DEVNULL, stdout=open(output, "w"), stderr=subprocess.STDOUT))
+                stdin=subprocess.DEVNULL, stdout=open(output, "w"), stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)))  # not so where tests run under nohup
 
     def wait(self, which: tuple[int, ...] = (0, 1)) -> list[int]:
         return [self.processes[rank].wait(timeout=SECONDS) for rank in which]

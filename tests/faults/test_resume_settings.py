@@ -1,9 +1,12 @@
 """A resumed run takes its state from the checkpoint and its settings from the new command; what cannot change is refused."""
 
 import json
+import os
 import shutil
+import signal
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,7 +131,8 @@ def test_moments_find_their_parameters_in_other_groups(data, stopped):
 @pytest.mark.parametrize(("changed", "message"), [
     ({"optim.optimizer": "SGD", "optim.optimizer_args": {}}, "the optimizer is SGD now and was AdamW"),
     ({"optim.optimizer_args": {"amsgrad": True}}, "need max_exp_avg_sq"),
-    ({"model.num_queries": 20}, "num_queries 10 there, 20 here"),
+    ({"model.num_queries": 20}, "another model: model.num_queries 10 there, 20 here$"),
+    ({"model.resolution": 128, "model.variant": "nano"}, "model.variant 'pico' there, 'nano' here; model.resolution 64 there"),
     ({"model.weights": "somewhere.pth"}, "model.weights was None and is 'somewhere.pth'"),
 ], ids=str)  # fmt: skip
 def test_what_cannot_change_is_refused_with_both_values(data, stopped, changed, message):
@@ -200,6 +204,20 @@ def test_another_folder_is_made_whole(data, stopped, tmp_path, caplog):
     assert results["best"] and results["test"]
     assert {line["step"] for line in small.lines(tmp_path / "b")} >= {2, 4, 6, 8, 10, 12}
     assert small.lines(tmp_path / "b")[:3] == small.lines(stopped)[:3]
+
+
+def test_killed_while_files_are_brought_along(data, stopped, tmp_path):
+    def die_at_the_third() -> None:
+        original, copied = shutil.copyfile, []
+        end = partial(os.kill, os.getpid(), signal.SIGKILL)
+        shutil.copyfile = lambda *names: end() if len(copied) == 2 else copied.append(original(*names))
+
+    run = small.config(data, tmp_path / "b", **BASE, **{"train.epochs": 2})
+    resume = str(stopped / "checkpoint.pth")
+    assert small.run_in_child(run, die_at_the_third, resume=resume) == -signal.SIGKILL
+    assert small.run_in_child(run, resume=resume) == 0
+    assert load_checkpoint(tmp_path / "b" / "checkpoint.pth")["step"] == 12
+    assert not (tmp_path / "b" / ".coming").exists()
 
 
 def test_a_best_file_that_is_missing_or_another_is_not_counted_on(data, stopped, tmp_path, caplog):

@@ -122,6 +122,27 @@ def test_a_line_of_the_checkpoints_own_step_is_written_once(tmp_path, kind):
         assert (events["train/loss"], events["val/mAP"]) == ([(2, 4.0), (4, 2.0)], [(4, 0.5)])
 
 
+@pytest.mark.parametrize("kind", [JsonlWriter, CsvWriter])
+def test_lines_of_before_stay_where_steps_are_counted_otherwise(tmp_path, kind):
+    """A run of 10 steps an epoch goes on with larger batches, at step 10 in place of 20; and is stopped once more."""
+    first = kind(tmp_path / "metrics")
+    for step in (10, 20):
+        first.write({"train/loss": 1.0}, step, step // 10)
+    first.close()
+    second = kind(tmp_path / "metrics")
+    second.rewind(20)
+    for step in (12, 14):
+        second.write({"train/loss": 2.0}, step, 2)
+    second.close()
+    third = kind(tmp_path / "metrics")
+    third.rewind(12)
+    third.close()
+    found = (tmp_path / "metrics").read_text()
+    steps = [json.loads(line)["step"] for line in found.splitlines()] if kind is JsonlWriter else \
+        [int(line.split(",")[0]) for line in found.splitlines()[1:]]
+    assert steps == [10, 20, 12]
+
+
 def test_the_console_leaves_details_to_the_files(caplog):
     with caplog.at_level(logging.INFO):
         ConsoleWriter().write({"train/loss": math.nan, "train/loss_ce_0": 1.0, "val/AP/cat": 1.0, "val/mAP": 0.5}, 3, 1)

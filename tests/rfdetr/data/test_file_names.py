@@ -133,6 +133,13 @@ def test_links_may_lead_anywhere_also_in_circles(write, tmp_path):
     assert found(folder) == {"other_name": (1, ["listed as 'more\\\\2.png', there as 'more/2.png'"])}
 
 
+def test_a_link_to_itself_hides_no_other_file(write):
+    folder = write({f"{number}.png": f"{number}.png" for number in range(4)} | {"LOST.png": "lost.png"})
+    for split in ("train", "val"):
+        (folder / split / "self.png").symlink_to("self.png")
+    assert found(folder) == {"other_name": (1, ["listed as 'LOST.png', there as 'lost.png'"])}
+
+
 def test_impossible_names(write):
     findings = found(write({"\ud800.png": None, "x" * 5000: None, "1.png": "1.png"}))
     assert findings["image_entry"][0] == findings["impossible_name"][0] == 1  # the reader refuses what is no text

@@ -165,6 +165,15 @@ def test_errors_become_exit_codes(error, code, capsys, monkeypatch):
     assert len(waits) == 1, "a process that is not the first leaves it to the first to report what is wrong for both"
 
 
+def test_ctrl_c_is_no_traceback(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run_tool(interrupted)
+    assert stop.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_a_finished_tool_exits_with_its_code():
     with pytest.raises(SystemExit) as stop:
         run_tool(lambda: ExitCode.INTERRUPTED)
