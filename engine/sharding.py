@@ -26,10 +26,12 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -
         the same model, whose forward now is a collective operation.
 
     Raises:
-        ValueError: there is one process only.
+        ValueError: there is one process only, or this PyTorch cannot do it on this device.
     """
     if not is_distributed():
         raise ValueError("sharding needs several processes; start them with torchrun")
+    if device.type == "cpu" and not can_shard_on_cpu():
+        raise ValueError(f"sharding on a CPU fails inside PyTorch {torch.__version__}; take a newer one, or ddp")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -39,6 +41,11 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -
     for block in blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
+
+
+def can_shard_on_cpu() -> bool:
+    """Tell whether this PyTorch's streams of a CPU have what FSDP2 asks of them; those of 2.6 have not."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from toy import ToyModel, make_trainer, weights
 
 from engine import load_checkpoint
 from engine.distributed import sync_batch_norms
-from engine.sharding import shard
+from engine.sharding import can_shard_on_cpu, shard
 
 SCRIPT = """
 import copy, sys, torch
@@ -58,6 +58,8 @@ with process_group(torch.device("cpu")):
 
 @pytest.fixture(scope="module")
 def sharded_run(tmp_path_factory) -> Path:
+    if not can_shard_on_cpu():
+        pytest.skip("FSDP2 on a CPU fails inside this PyTorch")
     folder = tmp_path_factory.mktemp("sharded")
     script = folder / "script.py"
     script.write_text(SCRIPT.format(folder=str(Path(__file__).parent), out=str(folder)))
@@ -88,6 +90,13 @@ def test_a_checkpoint_of_sharded_processes_goes_on_in_one(sharded_run, tmp_path)
 
 def test_ema_refuses_a_sharded_model(sharded_run):
     assert "sharded (FSDP)" in torch.load(sharded_run / "final.pth")["refused"]
+
+
+def test_a_pytorch_that_cannot_is_named(monkeypatch):
+    monkeypatch.setattr("engine.sharding.is_distributed", lambda: True)
+    monkeypatch.setattr("engine.sharding.can_shard_on_cpu", lambda: False)
+    with pytest.raises(ValueError, match="sharding on a CPU fails inside PyTorch .* take a newer one, or ddp"):
+        shard(ToyModel(), [], torch.device("cpu"))
 
 
 def test_one_process_cannot_shard():
