@@ -47,6 +47,8 @@ KINDS = {
                         "for turned boxes, give the four corners; cut other columns off", "drops"),
     "label_extra": Kind("warning", "boxes", "label lines with a number after the box, ignored as a confidence or a track",
                         "make sure that these are labels, not what a model found", "repairs"),
+    "label_padding": Kind("warning", "boxes", "polygons filled up with zeros, which are left out",
+                          "nothing to do here; other programs may take them for corners", "repairs"),
     "label_not_a_number": Kind("error", "boxes", "label lines with something that is not a number", _SHAPES, "drops"),
     "class_not_whole": Kind("error", "classes", "label lines whose class id is not a whole number", _SHAPES, "drops"),
     "class_out_of_range": Kind("error", "classes", "label lines whose class id is not among the names of data.yaml",
@@ -119,7 +121,10 @@ def parse_labels(files: Iterable[LabelFile], class_ids: Iterable[int], findings:
     for name, found in examples.items():
         findings.add(name, KINDS[name], [str(example) for example in found[:MAX_EXAMPLES]], count=len(found))
     kept = np.flatnonzero(~np.any([rows for name, rows in bad.items() if KINDS[name].severity == "error"], axis=0))
-    labels = _shapes(values, starts[kept], lengths[kept], is_polygon[kept])
+    labels, padded = _shapes(values, starts[kept], lengths[kept], is_polygon[kept])
+    if len(padded):
+        findings.add("label_padding", KINDS["label_padding"], [str(lines[row]) for row in kept[padded[:MAX_EXAMPLES]]],
+                     count=len(padded))
     labels = labels._replace(image_indices=np.array([lines[row].file.image_index for row in kept], dtype=np.int64))
     if form != PLAIN:  # then longer lines are no question
         labels.is_odd[:] &= labels.lengths == BOX_FIELDS + 1
@@ -253,8 +258,10 @@ def _bad_rows(values: np.ndarray, starts: np.ndarray, used: np.ndarray, class_id
     }
 
 
-def _shapes(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, is_polygon: np.ndarray) -> Labels:
-    """Make boxes of the first five numbers of a row, or boxes with polygons of all of them."""
+def _shapes(
+    values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, is_polygon: np.ndarray
+) -> tuple[Labels, np.ndarray]:
+    """Make boxes of the first five numbers of a row, or boxes with polygons of all of them; of padding, return the rows."""
     count = len(starts)
     boxes, areas = np.empty((count, 4)), np.full(count, np.nan)
     is_odd, polygons = np.zeros(count, dtype=bool), [None] * count
@@ -269,10 +276,24 @@ def _shapes(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, is_poly
         areas[rows] = _areas(points)
         for row, polygon in zip(rows.tolist(), points):
             polygons[row] = polygon
+    padded = np.flatnonzero(is_polygon & ~is_odd & _is_padded(values, starts, lengths))
+    for row in padded.tolist():
+        polygons[row] = polygon = polygons[row][: 1 + np.flatnonzero(polygons[row].any(axis=1))[-1]]
+        boxes[row], areas[row] = np.concatenate([polygon.min(axis=0), polygon.max(axis=0)]), _areas(polygon[None])[0]
     is_odd |= ~is_polygon & (lengths == BOX_FIELDS + 2)
     extra = values[starts[lengths == BOX_FIELDS + 1] + BOX_FIELDS]
     is_odd[lengths == BOX_FIELDS + 1] = (extra < 0) | ((extra > 1) & (extra != np.floor(extra)))
-    return Labels(np.zeros(count, dtype=np.int64), values[starts].astype(np.int64), boxes, areas, lengths, is_odd, polygons, {})
+    class_ids = values[starts].astype(np.int64)
+    return Labels(np.zeros(count, dtype=np.int64), class_ids, boxes, areas, lengths, is_odd, polygons, {}), padded
+
+
+def _is_padded(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Tell which rows (n,) have three points and end with two at 0, 0, where a polygon has one corner at the most."""
+    is_long = lengths > BOX_FIELDS + 5
+    starts, lengths = np.where(is_long, starts, 0), np.where(is_long, lengths, 0)
+    third = np.take(values, starts[:, None] + [5, 6], mode="clip")
+    last = np.take(values, (starts + lengths)[:, None] - np.arange(1, 5), mode="clip")
+    return is_long & (third != 0).any(axis=1) & (last == 0).all(axis=1)
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:

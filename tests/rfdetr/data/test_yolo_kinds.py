@@ -115,6 +115,16 @@ def test_upright_boxes_as_polygons_are_polygons(write):
     assert not found and len(raw.boxes) == len(lines)
 
 
+def test_zeros_behind_polygons_are_no_corners(write):
+    """Tools that keep polygons in one array fill shorter ones up."""
+    shapes = ["0.2 0.3 0.4 0.3 0.4 0.6 0.2 0.6 0.15 0.45", "0.2 0.3 0.4 0.3 0.4 0.6 0 0 0 0", "0 0 0.4 0.3 0.4 0.6 0.2 0.6 0.1 0.5"]
+    raw, found = read(write({"a": "\n".join(f"0 {shape}" for shape in shapes)}), with_masks=True)
+    plain, nothing = read(write({"a": "0 0.2 0.3 0.4 0.3 0.4 0.6"}), with_masks=True)
+    assert found == {"label_padding": 1} and not nothing
+    np.testing.assert_allclose(raw.boxes[1], plain.boxes[0])
+    assert raw.areas[1] == pytest.approx(plain.areas[0]) and raw.segmentations[1] == plain.segmentations[0]
+
+
 @pytest.mark.parametrize("task", ["segment", "obb"])
 def test_task_says_that_lines_are_polygons(write, task):
     raw, found = read(write({"a": f"{BOX} {FLAT}\n0 0.3 0.4 0.5 0.4 0.5 1\n{BOX}"}, f"{NAMES}task: {task}\n"), with_masks=True)
