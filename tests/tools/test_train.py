@@ -216,7 +216,7 @@ def test_resuming_needs_a_checkpoint_of_the_same_model(finished_run, start):
     with pytest.raises(InputError, match="holds weights only"):
         start("--resume", str(finished_run / "checkpoint_best_total.pth"))
     checkpoint = str(finished_run / "checkpoint.pth")
-    with pytest.raises(InputError, match="another model: num_queries 10 there, 20 here"):
+    with pytest.raises(InputError, match="another model: model.num_queries 10 there, 20 here"):
         start("--resume", checkpoint, "--model.num_queries", "20")
     with pytest.raises(InputError, match="does not fit the settings of this run: the optimizer is SGD now and was AdamW"):
         start("--resume", checkpoint, "--optim.optimizer", "SGD")

@@ -117,7 +117,8 @@ def test_upright_boxes_as_polygons_are_polygons(write):
 
 def test_zeros_behind_polygons_are_no_corners(write):
     """Tools that keep polygons in one array fill shorter ones up."""
-    shapes = ["0.2 0.3 0.4 0.3 0.4 0.6 0.2 0.6 0.15 0.45", "0.2 0.3 0.4 0.3 0.4 0.6 0 0 0 0", "0 0 0.4 0.3 0.4 0.6 0.2 0.6 0.1 0.5"]
+    shapes = ["0.2 0.3 0.4 0.3 0.4 0.6 0.2 0.6 0.15 0.45", "0.2 0.3 0.4 0.3 0.4 0.6 0 0 0 0",
+              "0 0 0.4 0.3 0.4 0.6 0.2 0.6 0.1 0.5"]
     raw, found = read(write({"a": "\n".join(f"0 {shape}" for shape in shapes)}), with_masks=True)
     plain, nothing = read(write({"a": "0 0.2 0.3 0.4 0.3 0.4 0.6"}), with_masks=True)
     assert found == {"label_padding": 1} and not nothing
@@ -378,7 +379,8 @@ def independent(text: str) -> tuple[list, list]:
 
 
 unit = st.floats(0, 1).map(lambda value: round(value, 6))
-valid_line = st.sampled_from([4, 5, 6, 8, 10, 24]).flatmap(lambda count: st.tuples(*[unit] * count))
+valid_line = st.sampled_from([4, 5, 6, 8, 10, 24]).flatmap(lambda count: st.tuples(*[unit] * count)).filter(
+    lambda row: len(row) < 10 or any(row[-4:]))  # zeros there are padding
 ends = st.sampled_from(["\n", "\r\n", "\n\n", " \n"])
 odd = st.sampled_from(["nan", "inf", "cat", "#", "0,5", "1e999", "\x00", "٣", "1_0", "'", "\ufeff", "9" * 400])
 numbers = st.one_of(st.integers(-2, 3).map(str), st.floats().map(repr), unit.map(str), odd)
