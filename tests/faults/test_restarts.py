@@ -184,7 +184,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="asks /proc")
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_loader_processes_end_with_their_parent(place, tmp_path, method):
     (tmp_path / "workers.py").write_text(WORKERS)
     command = [sys.executable, str(tmp_path / "workers.py"), str(place / "run.yaml"), str(tmp_path / "run"), method]

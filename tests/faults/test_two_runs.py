@@ -99,12 +99,16 @@ def test_a_loader_process_that_lives_on_does_not_hold_it(tmp_path):
             ready.write_text(str(worker))
             os.kill(os.getpid(), signal.SIGKILL)
 
-    assert small.in_child(lock_fork_and_die) == -signal.SIGKILL
+    run = os.fork()  # a Process would wait for the worker, too
+    if run == 0:
+        lock_fork_and_die()
+    assert os.WTERMSIG(os.waitpid(run, 0)[1]) == signal.SIGKILL
+    worker = int(ready.read_text())
     try:
         with owned(tmp_path):
-            pass
+            os.kill(worker, 0)  # it is still there
     finally:
-        os.kill(int(ready.read_text()), signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_an_exception_gives_the_folder_back(data, tmp_path):
