@@ -13,9 +13,9 @@ def total_loss(criterion: nn.Module, losses: dict[str, Tensor]) -> Tensor:
     weights = getattr(criterion, "weight_dict", None)
     if weights is None:
         return sum(losses.values())
-    factors = [weights[name] for name in losses if name in weights]
-    values = torch.stack([value for name, value in losses.items() if name in weights])
-    return values @ values.new_tensor(factors)
+    values = torch.stack([value.reshape(()) for name, value in losses.items() if name in weights])
+    factors = torch.tensor([weights[name] for name in losses if name in weights], dtype=values.dtype)
+    return values @ factors.to(values.device, non_blocking=True)
 
 
 def window_normalizer(criterion: nn.Module, batches: list, device: torch.device) -> dict[str, Any]:

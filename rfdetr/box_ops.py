@@ -17,12 +17,6 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([center - half, center + half], dim=-1)
 
 
-def box_area(boxes: Tensor) -> Tensor:
-    """xyxy boxes (..., 4) -> areas (...)."""
-    near, far = boxes.split(2, dim=-1)
-    return _product(far - near)
-
-
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of xyxy boxes (..., 4), broadcast -> (...)."""
     iou, _ = _iou_and_union(*a.split(2, dim=-1), *b.split(2, dim=-1))

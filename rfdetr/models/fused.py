@@ -1,4 +1,4 @@
-"""Layers whose backward takes fewer kernels and less memory traffic than autograd's own; values and names are PyTorch's."""
+"""Operations whose backward takes fewer kernels and less memory traffic than autograd's own; their values are PyTorch's."""
 
 from __future__ import annotations
 
