@@ -25,16 +25,11 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def generalized_box_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU minus the share of the common hull that neither box covers, in [-1, 1]; arguments as in `box_iou`."""
-    return both_box_ious(a, b)[1]
-
-
-def both_box_ious(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """`box_iou` and `generalized_box_iou` at once."""
     near_a, far_a = a.split(2, dim=-1)
     near_b, far_b = b.split(2, dim=-1)
     iou, union = _iou_and_union(near_a, far_a, near_b, far_b)
     hull = _product(torch.maximum(far_a, far_b) - torch.minimum(near_a, near_b))
-    return iou, iou - (hull - union) / hull.clamp(min=EPS)
+    return iou - (hull - union) / hull.clamp(min=EPS)
 
 
 def _iou_and_union(near_a: Tensor, far_a: Tensor, near_b: Tensor, far_b: Tensor) -> tuple[Tensor, Tensor]:

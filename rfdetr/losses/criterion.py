@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.box_ops import both_box_ious, cxcywh_to_xyxy
-from rfdetr.losses.functional import FOREGROUND, background_factor, background_loss, relative_quality
+from rfdetr.losses.functional import FOREGROUND, background_factor, background_loss, background_sums, relative_quality
 from rfdetr.losses.masks import mask_losses, matched_mask_logits
 from rfdetr.losses.matcher import HungarianMatcher, Pairs
-from rfdetr.losses.stacked import FlatTargets, StackedOutputs, to_device
+from rfdetr.losses.pairs import pair_losses
+from rfdetr.losses.stacked import FlatTargets, StackedOutputs, layer_sums, to_device
 
 LOSSES = ("labels", "boxes", "cardinality", "masks")
 
@@ -88,35 +89,37 @@ class SetCriterion(nn.Module):
         stacked = StackedOutputs.from_layers(list(layers.values()))
         flat = FlatTargets.from_list(targets, stacked)
         matched = _Matched.from_pairs(self.matcher.match(stacked, flat, self._num_groups), stacked, flat)
-        sums, results = self._pair_sums(stacked, flat, matched), {}
+        names, table = self._pair_sums(stacked, flat, matched)
+        results = {}
         if "labels" in self.losses:
             results["class_error"] = _class_error(stacked, flat, matched)
         if "masks" in self.losses:
-            sums["loss_mask_ce"], sums["loss_mask_dice"] = self._mask_sums(stacked, flat, matched)
-        for name, values in sums.items():
-            results |= zip([name + suffix for suffix in layers], (values / num_boxes).unbind())
+            names += ["loss_mask_ce", "loss_mask_dice"]
+            table = torch.cat((table, self._mask_sums(stacked, flat, matched)))
+        results |= zip([name + suffix for name in names for suffix in layers], (table / num_boxes).flatten().unbind())
         if "cardinality" in self.losses:
             values = _cardinality_error(stacked, flat)
             results |= zip([f"cardinality_error{suffix}" for suffix in layers], values.unbind())
         return results
 
-    def _pair_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> dict[str, Tensor]:
-        """(L,) for each of the losses of classes and boxes."""
+    def _pair_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> tuple[list[str], Tensor]:
+        """The losses of classes and boxes: their names, and a table (losses, L)."""
         predicted, wanted = matched.boxes(stacked, flat)
-        iou, giou = both_box_ious(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+        l1, giou_loss, iou = pair_losses(predicted, wanted)
         values = {}
         if "labels" in self.losses:
-            values["loss_ce"] = self._class_change(stacked, flat, matched, iou.detach())
+            values["loss_ce"] = self._class_change(stacked, flat, matched, iou)
         if "boxes" in self.losses:
-            values["loss_bbox"] = (predicted - wanted).abs().sum(-1)
-            values["loss_giou"] = 1 - giou
+            values |= {"loss_bbox": l1, "loss_giou": giou_loss}
         if not values:
-            return {}
-        sums = dict(zip(values, (torch.stack(list(values.values())) @ matched.layers).unbind()))
-        if "labels" in self.losses:
-            factor = background_factor(self.class_loss, self.focal_alpha)
-            sums["loss_ce"] = torch.add(sums["loss_ce"], _background_sums(stacked), alpha=factor)
-        return sums
+            return [], l1.new_zeros(0, matched.layers.shape[1])
+        table = torch.stack(list(values.values()))
+        if "labels" not in self.losses:
+            return list(values), table @ matched.layers
+        background = background_sums(stacked.logits, stacked.query_counts)
+        if (factor := background_factor(self.class_loss, self.focal_alpha)) != 1:
+            background = factor * background
+        return list(values), torch.addmm(F.pad(background[None], (0, 0, 0, len(values) - 1)), table, matched.layers)
 
     def _class_change(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched", quality: Tensor) -> Tensor:
         """(P,) how far matched logits' losses are from those of background; see `rfdetr.losses.functional`."""
@@ -126,8 +129,8 @@ class SetCriterion(nn.Module):
         change = FOREGROUND[self.class_loss](logits, quality, self.focal_alpha)
         return change.sub(background_loss(logits), alpha=background_factor(self.class_loss, self.focal_alpha))
 
-    def _mask_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> tuple[Tensor, Tensor]:
-        """Two (L,): cross entropy and dice losses of the matched masks; objects without a mask teach the others alone."""
+    def _mask_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> Tensor:
+        """(2, L) cross entropy and dice losses of the matched masks; objects without a mask teach the others alone."""
         if stacked.masks is None or flat.masks is None:
             raise ValueError("mask losses need 'pred_masks' in the outputs of every layer and 'masks' in every target")
         sums = []
@@ -137,8 +140,7 @@ class SetCriterion(nn.Module):
             logits = matched_mask_logits(masks, rows[first : first + len(flat.sizes)])
             sums.append(torch.stack(mask_losses(logits, flat.masks, objects[layer], self.mask_point_sample_ratio,
                                                 counted=flat.has_mask[objects[layer]])))
-        ce, dice = torch.stack(sums, dim=1)
-        return ce, dice
+        return torch.stack(sums, dim=1)
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,6 @@ class _Matched:
         return stacked.logits.flatten().index_select(0, index)
 
 
-def _background_sums(stacked: StackedOutputs) -> Tensor:
-    """(L,) sums of `background_loss` over all logits of a layer."""
-    losses = background_loss(stacked.logits)
-    return torch.stack([part.sum() for part in losses.split(stacked.query_counts, dim=1)])
-
-
 @torch.no_grad()
 def _class_error(stacked: StackedOutputs, flat: FlatTargets, matched: _Matched) -> Tensor:
     """Percentage of the final layer's matched queries whose highest logit is not the wanted class."""
@@ -199,6 +195,5 @@ def _class_error(stacked: StackedOutputs, flat: FlatTargets, matched: _Matched) 
 def _cardinality_error(stacked: StackedOutputs, flat: FlatTargets) -> Tensor:
     """(L,) how far the number of queries with a probability above one half is from the objects, mean over images."""
     confident = stacked.logits.amax(-1) > 0
-    found = torch.stack([part.sum(1) for part in confident.split(stacked.query_counts, dim=1)])  # (L, B)
-    wanted = to_device(np.array(flat.sizes), stacked.device)
-    return (found - wanted).abs().to(stacked.logits.dtype).mean(1)
+    wanted = to_device(np.array(flat.sizes, dtype=np.float32)[:, None], stacked.device)
+    return (layer_sums(confident, stacked.query_counts) - wanted).abs().mean(0).to(stacked.logits.dtype)

@@ -1,21 +1,25 @@
 """Hungarian matching of queries with objects: all layers, groups and images from one table of costs."""
 
+import functools
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from rfdetr.box_ops import cxcywh_to_xyxy, generalized_box_iou
+from rfdetr.box_ops import EPS, cxcywh_to_xyxy
 from rfdetr.losses.functional import focal_cost
 from rfdetr.losses.masks import mask_costs, mask_size, predictions_at_points, sample_nearest
 from rfdetr.losses.stacked import FlatTargets, StackedOutputs, to_device
 
 logger = logging.getLogger(__name__)
 
-MAX_ELEMENTS = 2**22  # costs computed at a time; bounds the memory of intermediate results
+MAX_ELEMENTS = {"cpu": 2**18}  # box costs computed at a time: what a CPU's cache can hold, elsewhere what memory can spare
+
+SMALL = 2**20  # costs that are assigned sooner than threads have started
 
 Block = tuple[int, int, int]  # (image, start, stop): the queries of an image with objects start..stop of the batch
 Pairs = tuple[np.ndarray, np.ndarray]  # queries and objects of an image, both (m,) int64 and counted within the image
@@ -60,11 +64,17 @@ class HungarianMatcher(nn.Module):
                 raise ValueError(f"{count} queries cannot be split into group_detr={group_detr} equal groups")
         with torch.autocast(stacked.device.type, enabled=False):
             costs = self._costs(stacked, targets)
-        pairs, column = [], 0
-        for count in stacked.query_counts:
-            pairs.append(_assign(costs[:, column : column + count], targets.sizes, group_detr))
-            column += count
-        return pairs
+        bounds, stops = np.cumsum([0, *targets.sizes]), np.cumsum(stacked.query_counts)
+        parts = [costs[top:bottom, stop - count : stop] for stop, count in zip(stops, stacked.query_counts)
+                 for top, bottom in zip(bounds, bounds[1:])]
+        solve = functools.partial(_assign, num_groups=group_detr)
+        if costs.size < SMALL or torch.get_num_threads() == 1:
+            solved = [solve(part) for part in parts]
+        else:
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # SciPy lets the others run while it solves
+                solved = list(threads.map(solve, parts))
+        size = len(targets.sizes)
+        return [solved[first : first + size] for first in range(0, len(solved), size)]
 
     def _costs(self, stacked: StackedOutputs, targets: FlatTargets) -> np.ndarray:
         """(T, N) on the host: each object with all queries of its own image, all values finite."""
@@ -84,13 +94,12 @@ class HungarianMatcher(nn.Module):
 
 
 class _CostTable:
-    """Costs of one step's predictions and targets, computed a few images at a time."""
+    """Costs of one step's predictions and targets, computed a few rows at a time."""
 
     def __init__(self, matcher: HungarianMatcher, stacked: StackedOutputs, targets: FlatTargets) -> None:
         self.matcher, self.stacked, self.targets = matcher, stacked, targets
-        corners = torch.cat([stacked.boxes, cxcywh_to_xyxy(stacked.boxes)], dim=-1)
-        self.planes = corners.permute(2, 0, 1).contiguous()  # (8, B, N): whole rows are quick to gather and compute on
-        self.target_boxes = torch.cat([targets.boxes, cxcywh_to_xyxy(targets.boxes)], dim=-1)  # (T, 8)
+        self.planes = _planes(stacked.boxes)  # (10, B, N): whole rows are quick to gather and to compute on
+        self.target_planes = _planes(targets.boxes)  # (10, T)
         self.mask_points = self._draw_mask_points()
 
     def _draw_mask_points(self) -> list[Tensor]:
@@ -103,25 +112,45 @@ class _CostTable:
 
     def rows(self, blocks: Sequence[Block]) -> Tensor:
         """Costs (R, N) of the objects of all blocks, in their order."""
-        num_queries = self.stacked.logits.shape[1]
-        chunks = _split_blocks(blocks, max(1, MAX_ELEMENTS // num_queries))
-        costs = torch.cat([self._detection_rows(chunk) for chunk in chunks])
+        device, num_queries = self.stacked.device, self.stacked.logits.shape[1]
+        chunks = _split_blocks(blocks, max(1, MAX_ELEMENTS.get(device.type, 2**22) // num_queries))
+        costs = self._class_rows(blocks)
+        for chunk, rows in zip(chunks, costs.split([sum(stop - start for _, start, stop in chunk) for chunk in chunks])):
+            rows += self._box_rows(chunk)
         if self.mask_points:
             costs += torch.cat([self._mask_rows(layer, blocks) for layer in range(len(self.mask_points))], dim=1)
         return costs
 
-    def _detection_rows(self, blocks: Sequence[Block]) -> Tensor:
-        matcher = self.matcher
+    def _class_rows(self, blocks: Sequence[Block]) -> Tensor:
+        """Weighted class costs (R, N); those of several objects of a class are computed once, if the host knows the labels."""
         images = np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
-        images = to_device(images, self.stacked.device)
-        objects = slice(blocks[0][1], blocks[-1][2])
-        planes = self.planes.index_select(1, images)  # (8, R, N)
-        wanted = self.target_boxes[objects, None]  # (R, 1, 8)
-        l1 = (planes[:4] - wanted[..., :4].permute(2, 0, 1)).abs_().sum(0)
-        giou = generalized_box_iou(planes[4:].permute(1, 2, 0), wanted[..., 4:])
-        logits = self.stacked.logits.transpose(1, 2)[images, self.targets.labels[objects]]  # (R, N)
-        class_cost = focal_cost(logits, matcher.focal_alpha)
-        return matcher.cost_bbox * l1 + matcher.cost_class * class_cost - matcher.cost_giou * giou
+        labels = self.targets.host_labels
+        if labels is None:
+            labels = torch.cat([self.targets.labels[start:stop] for _, start, stop in blocks])
+            logits = self.stacked.logits.transpose(1, 2)[to_device(images, self.stacked.device), labels]
+            return focal_cost(logits, self.matcher.focal_alpha).mul_(self.matcher.cost_class)
+        labels = np.concatenate([labels[start:stop] for _, start, stop in blocks])
+        num_classes = self.stacked.logits.shape[-1]
+        distinct, rows = np.unique(images * num_classes + labels, return_inverse=True)
+        image_of, label_of, rows = (to_device(x, self.stacked.device) for x in (*np.divmod(distinct, num_classes), rows))
+        costs = focal_cost(self.stacked.logits.transpose(1, 2)[image_of, label_of], self.matcher.focal_alpha)
+        return costs.mul_(self.matcher.cost_class).index_select(0, rows)
+
+    def _box_rows(self, blocks: Sequence[Block]) -> Tensor:
+        """Weighted costs (R, N) of L1 distance and generalized IoU."""
+        if len(blocks) == 1:
+            planes = self.planes[:, blocks[0][0], None]  # (10, 1, N)
+        else:
+            images = np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
+            planes = self.planes.index_select(1, to_device(images, self.stacked.device))  # (10, R, N)
+        wanted = torch.cat([self.target_planes[:, start:stop] for _, start, stop in blocks], dim=1)[..., None]
+        l1 = (planes[:4] - wanted[:4]).abs_().sum(0)
+        overlap = torch.minimum(planes[6:8], wanted[6:8]).sub_(torch.maximum(planes[4:6], wanted[4:6]))
+        hull_sides = planes[8:] + wanted[8:] - overlap  # before negative overlaps count as none
+        intersection, hull = torch.stack((overlap.clamp_(min=0), hull_sides)).prod(1)
+        union = (planes[8:].prod(0) + wanted[8:].prod(0)).sub_(intersection)
+        giou = intersection.div_(union.clamp(min=EPS)).sub_(hull.sub(union).div_(hull.clamp(min=EPS)))
+        return l1.mul_(self.matcher.cost_bbox).sub_(giou, alpha=self.matcher.cost_giou)
 
     def _mask_rows(self, layer: int, blocks: Sequence[Block]) -> Tensor:
         points, masks = self.mask_points[layer], self.targets.masks
@@ -147,11 +176,21 @@ class _CostTable:
         return np.repeat(values, counts)
 
 
+def _planes(boxes: Tensor) -> Tensor:
+    """Boxes cxcywh (..., 4) -> (10, ...): centre and size, left top and right bottom corners, size without negative ones."""
+    corners = cxcywh_to_xyxy(boxes)
+    near, far = corners.split(2, dim=-1)
+    return torch.cat((boxes, corners, far - near), dim=-1).movedim(-1, 0).contiguous()
+
+
 def _split_blocks(blocks: Sequence[Block], max_rows: int) -> list[list[Block]]:
     """Cut blocks into lists of at most ``max_rows`` objects; at least one list, which may hold no object."""
     chunks: list[list[Block]] = [[]]
     free = max_rows
     for image, start, stop in blocks:
+        if chunks[-1] and stop - start > free:  # an image to itself needs no gathering
+            chunks.append([])
+            free = max_rows
         while stop - start > free:
             chunks[-1].append((image, start, start + free))
             chunks.append([])
@@ -161,18 +200,14 @@ def _split_blocks(blocks: Sequence[Block], max_rows: int) -> list[list[Block]]:
     return chunks
 
 
-def _assign(costs: np.ndarray, sizes: Sequence[int], num_groups: int) -> list[Pairs]:
-    """Solve one layer's costs (T, Q) -> pairs of each image."""
+def _assign(costs: np.ndarray, num_groups: int) -> Pairs:
+    """Solve the costs of an image (m, Q), a group of queries at a time."""
+    empty = np.zeros(0, np.int64)
+    queries, objects = [empty], [empty]
     group_size = costs.shape[1] // num_groups
-    pairs, row = [], 0
-    for size in sizes:
-        queries, objects = [], []
-        for first in range(0, costs.shape[1] if size else 0, group_size):
-            chosen_objects, chosen = linear_sum_assignment(costs[row : row + size, first : first + group_size])
-            order = chosen.argsort()
-            queries.append(chosen[order] + first)
-            objects.append(chosen_objects[order])
-        empty = np.zeros(0, np.int64)
-        pairs.append((np.concatenate([empty, *queries]), np.concatenate([empty, *objects])))
-        row += size
-    return pairs
+    for first in range(0, costs.shape[1] if len(costs) else 0, group_size):
+        chosen_objects, chosen = linear_sum_assignment(costs[:, first : first + group_size])
+        order = chosen.argsort()
+        queries.append(chosen[order] + first)
+        objects.append(chosen_objects[order])
+    return np.concatenate(queries), np.concatenate(objects)

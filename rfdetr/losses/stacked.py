@@ -21,6 +21,13 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
+def layer_sums(values: Tensor, query_counts: Sequence[int]) -> Tensor:
+    """Sums (..., L) of each layer's share of (..., N) values a query."""
+    if len(set(query_counts)) == 1:
+        return values.unflatten(-1, (len(query_counts), -1)).sum(-1)
+    return torch.stack([part.sum(-1) for part in values.split(query_counts, dim=-1)], dim=-1)
+
+
 @dataclass(frozen=True)
 class StackedOutputs:
     """Outputs of L layers side by side on the query axis; layers may differ in their number of queries n."""
@@ -52,9 +59,10 @@ class FlatTargets:
 
     boxes: Tensor  # (T, 4) cxcywh
     labels: Tensor  # (T,) int64
+    host_labels: np.ndarray | None  # the same where they came from the host
     sizes: list[int]  # objects of each image; T is their sum
     masks: Tensor | None  # (T, h, w) bool
-    has_mask: Tensor  # (T,) bool; objects without one are matched and measured by class and box alone
+    has_mask: Tensor | None  # (T,) bool; objects without one are matched and measured by class and box alone
 
     @classmethod
     def from_list(cls, targets: Sequence[dict], stacked: StackedOutputs) -> "FlatTargets":
@@ -62,15 +70,19 @@ class FlatTargets:
         labels = torch.cat([target["labels"] for target in targets])
         _check_labels(labels, num_classes=stacked.logits.shape[-1])
         wants_masks = stacked.masks is not None and all("masks" in target for target in targets)
-        masks = _join_masks([target["masks"] for target in targets]) if wants_masks else None
+        masks = has_mask = None
+        if wants_masks:
+            masks = _join_masks([target["masks"] for target in targets]).to(stacked.device, non_blocking=True)
+            has_mask = [target.get("has_mask", torch.ones_like(target["labels"], dtype=torch.bool)) for target in targets]
+            has_mask = torch.cat(has_mask).to(stacked.device, non_blocking=True)
         boxes = torch.cat([target["boxes"] for target in targets])
-        has_mask = torch.cat([target.get("has_mask", torch.ones_like(target["labels"], dtype=torch.bool)) for target in targets])
         return cls(
             boxes=boxes.to(stacked.device, stacked.boxes.dtype, non_blocking=True),
             labels=labels.to(stacked.device, non_blocking=True),
+            host_labels=labels.numpy() if labels.device.type == "cpu" else None,
             sizes=[len(target["labels"]) for target in targets],
-            masks=None if masks is None else masks.to(stacked.device, non_blocking=True),
-            has_mask=has_mask.to(stacked.device, non_blocking=True),
+            masks=masks,
+            has_mask=has_mask,
         )
 
     @property

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rfdetr.errors import InputError
 from rfdetr.models.attention import attention
-from rfdetr.models.fused import scaled_add
+from rfdetr.models.fused import feed_forward, linear, scaled_add
 from rfdetr.models.projector import Projector
 
 _EPS = 1e-6
@@ -37,7 +37,7 @@ class PatchEmbed(nn.Module):
         rows, cols = height // size // num_windows, width // size // num_windows
         patches = images.reshape(batch, channels, num_windows, rows, size, num_windows, cols, size)
         patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(batch, num_windows**2, rows * cols, -1)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class WindowedBlock(Block):
@@ -55,7 +55,8 @@ class WindowedBlock(Block):
             normed = normed.reshape(-1, num_joined * tokens.shape[1], tokens.shape[2])
         attended = _self_attention(self.attn, normed).reshape(tokens.shape)
         tokens = scaled_add(tokens, self.drop_path1(attended), self.ls1.gamma)
-        return scaled_add(tokens, self.drop_path2(self.mlp(self.norm2(tokens))), self.ls2.gamma)
+        mixed = feed_forward(self.norm2(tokens), self.mlp.fc1, self.mlp.fc2, "gelu")
+        return scaled_add(tokens, self.drop_path2(mixed), self.ls2.gamma)
 
 
 class WindowedViT(nn.Module):
@@ -103,8 +104,8 @@ class WindowedViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """images (B, 3, H, W) -> one map (B, C, H/p, W/p) a tap, with channels-last strides."""
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> the taps' maps side by side, (B, taps, C, H/p, W/p), with channels-last strides."""
         height, width = images.shape[-2:]
         divisor = self.patch_size * self.num_windows
         if height % divisor or width % divisor:
@@ -112,7 +113,7 @@ class WindowedViT(nn.Module):
                              f"num_windows = {self.patch_size} x {self.num_windows} = {divisor}; resize or pad them")
         grid = (height // self.patch_size, width // self.patch_size)
         tokens = self._embed(images, grid)
-        maps = []
+        tapped = []
         for index in range(self.taps[-1]):
             block, num_joined = self.blocks[index], self.num_windows**2 if index in self.taps else 1
             if self.checkpoint_blocks and self.training:
@@ -120,8 +121,8 @@ class WindowedViT(nn.Module):
             else:
                 tokens = block(tokens, num_joined)
             if index + 1 in self.taps:
-                maps.append(self._feature_map(self.norm(tokens), grid))
-        return maps
+                tapped.append(tokens)
+        return self._feature_maps(self.norm(torch.stack(tapped, dim=2)), grid)
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """images (B, 3, H, W) -> tokens (B * windows, 1 + tokens of a window, C); every window has its own CLS."""
@@ -140,12 +141,12 @@ class WindowedViT(nn.Module):
         table = table.reshape(windows, rows, windows, cols, -1).transpose(1, 2)
         return table.reshape(windows**2, rows * cols, -1)
 
-    def _feature_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """tokens (B * windows, 1 + T, C) -> (B, C, rows, cols): CLS dropped, windows put back in place."""
+    def _feature_maps(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """tokens (B * windows, 1 + T, taps, C) -> (B, taps, C, rows, cols): CLS dropped, windows put back in place."""
         windows = self.num_windows
         rows, cols = grid[0] // windows, grid[1] // windows
-        tokens = tokens[:, 1:].reshape(-1, windows, windows, rows, cols, tokens.shape[-1]).transpose(2, 3)
-        return tokens.reshape(-1, *grid, tokens.shape[-1]).permute(0, 3, 1, 2)
+        tokens = tokens[:, 1:].reshape(-1, windows, windows, rows, cols, *tokens.shape[2:]).transpose(2, 3)
+        return tokens.reshape(-1, *grid, *tokens.shape[5:]).permute(0, 3, 4, 1, 2)
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -162,8 +163,9 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def _self_attention(layer: nn.Module, tokens: Tensor) -> Tensor:
     """Run timm's attention layer on tokens (B, T, C), with the kernel of `attention`."""
     # taken apart before they are transposed: backward then puts the gradients together where they belong, without a copy
-    parts = layer.qkv(tokens).unflatten(-1, (3, layer.num_heads, -1)).unbind(2)
-    return layer.proj(attention(*(part.transpose(1, 2) for part in parts)).transpose(1, 2).flatten(2))
+    parts = linear(tokens, layer.qkv.weight, layer.qkv.bias).unflatten(-1, (3, layer.num_heads, -1)).unbind(2)
+    attended = attention(*(part.transpose(1, 2) for part in parts)).transpose(1, 2).flatten(2)
+    return linear(attended, layer.proj.weight, layer.proj.bias)
 
 
 class Backbone(nn.Module):

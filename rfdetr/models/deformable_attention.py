@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfdetr.models.fused import Linear
+
 
 class Memory(NamedTuple):
     """What the decoder looks at: the feature levels as one token sequence."""
@@ -42,10 +44,10 @@ class DeformableAttention(nn.Module):
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points
-        self.sampling_offsets = nn.Linear(width, num_heads * num_levels * num_points * 2)
-        self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
+        self.sampling_offsets = Linear(width, num_heads * num_levels * num_points * 2)
+        self.attention_weights = Linear(width, num_heads * num_levels * num_points)
+        self.value_proj = Linear(width, width)
+        self.output_proj = Linear(width, width)
 
     def reset_parameters(self) -> None:
         """Fresh offsets fan out: every head in its own direction, every point one step further; all weights equal."""
@@ -73,7 +75,8 @@ class DeformableAttention(nn.Module):
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1)).softmax(-1)
         weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B * h, 1, N, L * P)
         output = (sampled * weights).sum(-1).view(*query.shape[:1], -1, query.shape[1])
-        return self.output_proj(output.transpose(1, 2).to(query.dtype))
+        output = output.transpose(1, 2).to(query.dtype).contiguous()
+        return self.output_proj(output)
 
     def _sampling_grid(self, query: Tensor, frame: SamplingFrame) -> Tensor:
         """Where to look: (B, h, N, L, P, 2)."""

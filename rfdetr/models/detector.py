@@ -55,9 +55,7 @@ class RFDETR(nn.Module):
         levels = self.backbone(images)
         masks = None if mask is None else _level_masks(mask, levels)
         num_groups = self.num_groups if self.training else 1
-        num_rows = self.num_queries * num_groups
-        decoded = self.transformer(levels, masks, self.refpoint_embed.weight[:num_rows],
-                                   self.query_feat.weight[:num_rows], num_groups)
+        decoded = self.transformer(levels, masks, *self._queries(num_groups), num_groups)
         logits = full_precision(self.class_embed, decoded.hidden)  # (layers, B, N, K)
         boxes = decode_boxes(self.bbox_embed(decoded.hidden), decoded.reference)
         layers = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(logits.unbind(), boxes.unbind())]
@@ -68,6 +66,14 @@ class RFDETR(nn.Module):
             for layer, pred_masks in zip(layers, layer_masks):
                 layer["pred_masks"] = pred_masks
         return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": encoder}
+
+    def _queries(self, num_groups: int) -> tuple[Tensor, Tensor]:
+        """Learned boxes and contents of the first `num_groups` groups of queries."""
+        tables = self.refpoint_embed.weight, self.query_feat.weight
+        if num_groups == self.num_groups:  # a slice of all of it would cost two kernels in backward
+            return tables
+        num_rows = self.num_queries * num_groups
+        return tables[0][:num_rows], tables[1][:num_rows]
 
     @property
     def blocks(self) -> list[nn.Module]:

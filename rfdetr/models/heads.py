@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.models.fused import grouped_linear
+from rfdetr.models.fused import Linear, grouped_linear
 
 _PRIOR = 0.01  # chance of an object that a fresh class head predicts
 
@@ -37,7 +37,7 @@ class MLP(nn.Module):
     def __init__(self, in_features: int, hidden: int, out_features: int, num_layers: int) -> None:
         super().__init__()
         widths = [in_features, *[hidden] * (num_layers - 1), out_features]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:]))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in zip(widths[:-1], widths[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in_features) -> (..., out_features)."""

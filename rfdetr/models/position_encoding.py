@@ -1,5 +1,6 @@
 """Sine embedding of boxes, the position that the decoder's queries carry."""
 
+import functools
 import math
 
 import torch
@@ -13,8 +14,14 @@ def sine_box_embedding(boxes: Tensor, num_features: int) -> Tensor:
 
     Each coordinate becomes `num_features` values, sine and cosine in turn, at frequencies that fall geometrically.
     """
-    pair = torch.arange(num_features // 2, dtype=boxes.dtype, device=boxes.device)
-    frequencies = 2 * math.pi / _TEMPERATURE ** (2 * pair / num_features)
     x, y, width, height = boxes.unbind(-1)
-    angles = torch.stack((y, x, width, height), dim=-1)[..., None] * frequencies  # (..., 4, num_features / 2)
+    positions = torch.stack((y, x, width, height), dim=-1)[..., None]
+    angles = positions * _frequencies(num_features, boxes.dtype, boxes.device)  # (..., 4, num_features / 2)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
+
+
+@functools.lru_cache
+def _frequencies(num_features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # what an evaluation makes is used in training too
+        pair = torch.arange(num_features // 2, dtype=dtype, device=device)
+        return 2 * math.pi / _TEMPERATURE ** (2 * pair / num_features)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfdetr.models.fused import linear
+
 _EPS = 1e-6
 
 
@@ -32,7 +34,7 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
     It also keeps the weight's gradient contiguous; a convolution's would have other strides, which DDP has to copy.
     """
-    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Module):
@@ -101,6 +103,7 @@ class Projector(nn.Module):
 
     def __init__(self, in_channels: int, num_maps: int, out_channels: int, scales: Sequence[str]) -> None:
         super().__init__()
+        self.scales = tuple(scales)
         self.stages_sampling = nn.ModuleList()
         self.stages = nn.ModuleList()
         for scale in scales:
@@ -108,10 +111,13 @@ class Projector(nn.Module):
             self.stages_sampling.append(nn.ModuleList(samplers))
             self.stages.append(nn.Sequential(C2f(sum(channels), out_channels), ChannelLayerNorm(out_channels)))
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """maps (B, C, h, w) -> levels (B, D, h', w')."""
+    def forward(self, maps: Tensor) -> list[Tensor]:
+        """maps (B, num_maps, C, h, w) -> levels (B, D, h', w')."""
         levels = []
-        for samplers, stage in zip(self.stages_sampling, self.stages):
-            sampled = [sampler(feature_map) for sampler, feature_map in zip(samplers, maps)]
+        for scale, samplers, stage in zip(self.scales, self.stages_sampling, self.stages):
+            if scale == "P4":  # the stride of the maps, which lie side by side already
+                levels.append(stage(maps.flatten(1, 2)))
+                continue
+            sampled = [sampler(feature_map) for sampler, feature_map in zip(samplers, maps.unbind(1))]
             levels.append(stage(torch.cat(sampled, dim=1)))
         return levels

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rfdetr.models.attention import attention
 from rfdetr.models.deformable_attention import DeformableAttention, Memory, SamplingFrame
+from rfdetr.models.fused import Linear, feed_forward, linear
 from rfdetr.models.heads import MLP, BoxHead, class_head, decode_boxes
 from rfdetr.models.position_encoding import sine_box_embedding
 from rfdetr.models.two_stage import GroupHeads, Selection, make_proposals, select_tokens, valid_extent
@@ -29,7 +30,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -39,11 +40,12 @@ class SelfAttention(nn.Module):
         groups = (batch * num_groups, num_queries // num_groups)
         weight_qk, weight_v = self.in_proj_weight.split((2 * width, width))
         bias_qk, bias_v = self.in_proj_bias.split((2 * width, width))
-        qk = F.linear(x + position, weight_qk, bias_qk).view(*groups, 2, self.num_heads, -1)
+        qk = linear(x + position, weight_qk, bias_qk).view(*groups, 2, self.num_heads, -1)
         query, key = qk.permute(2, 0, 3, 1, 4).unbind()  # (B * groups, heads, N / groups, D / heads)
-        value = F.linear(x, weight_v, bias_v).view(*groups, self.num_heads, -1).transpose(1, 2)
+        value = linear(x, weight_v, bias_v).view(*groups, self.num_heads, -1).transpose(1, 2)
         attended = attention(query, key, value)
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, num_queries, width))
+        attended = attended.transpose(1, 2).reshape(batch, num_queries, width)
+        return self.out_proj(attended)
 
 
 class DecoderLayer(nn.Module):
@@ -56,8 +58,8 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.cross_attn = DeformableAttention(width, ca_heads, num_levels, num_points)
         self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, ffn_width)
-        self.linear2 = nn.Linear(ffn_width, width)
+        self.linear1 = Linear(width, ffn_width)
+        self.linear2 = Linear(ffn_width, width)
         self.norm3 = nn.LayerNorm(width)
         self.dropout = nn.Dropout(0.0)
         self.dropout1 = nn.Dropout(0.0)
@@ -68,7 +70,12 @@ class DecoderLayer(nn.Module):
         """x, position (B, N, D) -> (B, N, D)."""
         x = self.norm1(x + self.dropout1(self.self_attn(x, position, num_groups)))
         x = self.norm2(x + self.dropout2(self.cross_attn(x + position, frame, memory)))
-        return self.norm3(x + self.dropout3(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        return self.norm3(x + self.dropout3(self._feed_forward(x)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if self.training and self.dropout.p:
+            return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        return feed_forward(x, self.linear1, self.linear2, "relu")
 
 
 class Decoder(nn.Module):
@@ -174,8 +181,8 @@ def _query_references(deltas: Tensor, selected: Tensor) -> Tensor:
     group they belong to.
     """
     num_selected = selected.shape[1]
-    reference = decode_boxes(deltas[:num_selected], selected)
     if num_selected == deltas.shape[0]:
-        return reference
+        return decode_boxes(deltas, selected)
+    reference = decode_boxes(deltas[:num_selected], selected)
     rest = deltas[num_selected:].to(reference.dtype).expand(selected.shape[0], -1, -1)
     return torch.cat((reference, rest), dim=1)

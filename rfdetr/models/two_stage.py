@@ -1,5 +1,6 @@
 """First stage: every token of the memory proposes a box, and each query group picks its best tokens."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ _MARGIN = 0.01  # a valid proposal's numbers lie strictly between this and one m
 
 class Proposals(NamedTuple):
     boxes: Tensor  # (B or 1, S, 4) cxcywh float32, zeros where invalid
-    invalid: Tensor  # (B or 1, S) bool
+    invalid: Tensor | None  # (B or 1, S) bool; None where all are valid
 
 
 class Selection(NamedTuple):
@@ -50,23 +51,38 @@ def make_proposals(shapes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | 
         shapes: (h, w) of the levels.
         masks: (B, h, w) bool a level, True = padding; None where no image has any.
     """
-    boxes, padding = [], []
-    for level, (height, width) in enumerate(shapes):
+    if masks is None:
+        return _unpadded_proposals(tuple(shapes), device)
+    extents = [valid_extent(mask) for mask in masks]
+    boxes = _grid_boxes(shapes, [(width[:, None, None], height[:, None, None]) for width, height in extents], device)
+    invalid = _reach_edges(boxes) | torch.cat([mask.flatten(1) for mask in masks], dim=1)
+    return Proposals(boxes.masked_fill(invalid[..., None], 0.0), invalid)
+
+
+@functools.lru_cache(maxsize=64)  # a multi-scale run has about a dozen sizes
+def _unpadded_proposals(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Proposals:
+    with torch.inference_mode(False):  # what an evaluation makes is used in training too
+        boxes = _grid_boxes(shapes, [(width, height) for height, width in shapes], device)
+        if all(0.5 / side > _MARGIN for shape in shapes for side in shape):
+            return Proposals(boxes, None)
+        invalid = _reach_edges(boxes)
+        return Proposals(boxes.masked_fill(invalid[..., None], 0.0), invalid)
+
+
+def _grid_boxes(shapes: Sequence[tuple[int, int]], extents: Sequence[tuple], device: torch.device) -> Tensor:
+    """(B or 1, S, 4), where extents are the unpadded width and height of each level: numbers, or tensors (B, 1, 1)."""
+    boxes = []
+    for level, ((height, width), extent) in enumerate(zip(shapes, extents)):
         rows = torch.arange(height, dtype=torch.float32, device=device)[:, None].expand(height, width) + 0.5
         cols = torch.arange(width, dtype=torch.float32, device=device).expand(height, width) + 0.5
-        if masks is None:
-            centres = torch.stack((cols / width, rows / height), dim=-1)[None]
-        else:
-            valid_width, valid_height = valid_extent(masks[level])
-            centres = torch.stack((cols / valid_width[:, None, None], rows / valid_height[:, None, None]), dim=-1)
-            padding.append(masks[level].flatten(1))
+        centres = torch.stack((cols / extent[0], rows / extent[1]), dim=-1).reshape(-1, height, width, 2)
         sizes = torch.full_like(centres, _PROPOSAL_SIZE * 2.0**level)
         boxes.append(torch.cat((centres, sizes), dim=-1).flatten(1, 2))
-    boxes = torch.cat(boxes, dim=1)
-    invalid = ~((boxes > _MARGIN) & (boxes < 1 - _MARGIN)).all(-1)
-    if masks is not None:
-        invalid = invalid | torch.cat(padding, dim=1)
-    return Proposals(boxes.masked_fill(invalid[..., None], 0.0), invalid)
+    return torch.cat(boxes, dim=1)
+
+
+def _reach_edges(boxes: Tensor) -> Tensor:
+    return ~((boxes > _MARGIN) & (boxes < 1 - _MARGIN)).all(-1)
 
 
 def valid_extent(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +98,8 @@ def select_tokens(memory: Tensor, proposals: Proposals, heads: GroupHeads, num_q
     """
     batch, num_tokens, _ = memory.shape
     groups, chosen = len(heads.boxes), min(num_queries, num_tokens)
-    memory = memory.masked_fill(proposals.invalid[..., None], 0.0)
+    if proposals.invalid is not None:
+        memory = memory.masked_fill(proposals.invalid[..., None], 0.0)
     best = _class_scores(memory, heads).topk(chosen, dim=-1).indices  # (G, B, k)
     starts = torch.arange(0, batch * num_tokens, num_tokens, device=memory.device)
     rows = (best + starts[:, None]).flatten()

@@ -8,9 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.loss import total_loss
 from rfdetr import VARIANTS, LossConfig, build_criterion, build_model
+from rfdetr.losses import functional, matcher
 from rfdetr.optim import build_optimizer, param_groups
 
-VIEWS = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view"}
+VIEWS = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view",
+         "promote_types", "_record_function_enter_new", "_record_function_exit"}
 WAITS = {"item", "_local_scalar_dense", "nonzero", "masked_select"}
 
 
@@ -28,7 +30,9 @@ class Count(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def test_kernels_of_a_step():
+def test_kernels_of_a_step(monkeypatch):
+    monkeypatch.setattr(functional, "CACHED", {})  # as on a GPU: in one piece, not in pieces that a CPU's cache can hold
+    monkeypatch.setattr(matcher, "MAX_ELEMENTS", {})
     config = replace(VARIANTS["nano"], resolution=128)  # the size changes nothing
     torch.manual_seed(0)
     model, criterion = build_model(config).train(), build_criterion(config, LossConfig()).train()
@@ -47,5 +51,5 @@ def test_kernels_of_a_step():
     step()
     with Count() as count:
         step()
-    assert len(count.names) <= 1200
+    assert len(count.names) <= 1081
     assert not WAITS & set(count.names)

@@ -82,7 +82,7 @@ def test_evaluation(case, golden_forward):
     for index in {0, len(outputs["aux_outputs"]) - 1}:
         check_evaluation(outputs["aux_outputs"][index], f"eval/aux{index}/", arrays, tolerance)
     if "feat/encoder0_slice" in arrays:
-        for part, maps in features.items():
+        for part, maps in (("encoder", features["encoder"].unbind(1)), ("projector", features["projector"])):
             for index, feature_map in enumerate(maps):
                 name = f"feat/{part}{index}"
                 assert list(feature_map.shape) == arrays[f"{name}_shape"].tolist()
