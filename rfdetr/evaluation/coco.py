@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 from torch import distributed as dist
 
-from rfdetr.evaluation.coco_engine import confusion_matrix
-from rfdetr.evaluation.matching import ClassMatches
+from rfdetr.evaluation.coco_engine import confusion_matrix, find_matches
+from rfdetr.evaluation.matching import ClassMatches, class_matches
 from rfdetr.evaluation.records import ImageRecord, encode_masks, make_record
 from rfdetr.evaluation.report import COCO_MAX_DETS, PREFIXES, CocoReport, make_report
 
@@ -82,12 +82,20 @@ class CocoMetrics:
     def matches(self) -> dict[int, ClassMatches]:
         """Return label -> matches at IoU 0.5 (of masks where they are evaluated) over the images of all ranks.
 
-        This and the methods below wait for other ranks only if `compute` was not called since the last update.
+        Worked out at the first call after an update, which every rank must make.
         """
-        return self._current_report().matches
+        if self._matches is None:
+            self._current_report()
+            images, iou_type = self._gathered, self.iou_types[-1]
+            found = None if images is None else class_matches(images, find_matches(images, iou_type, self.max_dets))
+            self._matches = _from_main(found)
+        return self._matches
 
     def per_class(self, iou_type: str = "bbox") -> dict[int, float]:
-        """Return label -> AP 50:95 of the classes that have targets."""
+        """Return label -> AP 50:95 of the classes that have targets.
+
+        This and the methods below wait for other ranks only if `compute` was not called since the last update.
+        """
         return self._current_report().per_class[iou_type]
 
     def pr_curves(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -107,6 +115,7 @@ class CocoMetrics:
 
     def _forget_report(self) -> None:
         self._report: CocoReport | None = None
+        self._matches: dict[int, ClassMatches] | None = None
         self._gathered: list[ImageRecord] | None = None  # of all ranks, on rank 0
 
     def _current_report(self) -> CocoReport:

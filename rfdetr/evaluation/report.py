@@ -1,4 +1,4 @@
-"""All that one evaluation says, worked out once: the COCO summary, per-class values, precision-recall curves, matches."""
+"""All that COCO's tables say, worked out once: the summary, per-class values, precision-recall curves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rfdetr.evaluation.coco_engine import CocoTables, coco_tables, find_matches
-from rfdetr.evaluation.matching import ClassMatches, class_matches
+from rfdetr.evaluation.coco_engine import CocoTables, coco_tables
 from rfdetr.evaluation.records import ImageRecord
 
 PREFIXES = {"bbox": "", "segm": "segm_"}  # of the metrics' names
@@ -17,16 +16,15 @@ IOU_50, IOU_75 = 0, 5  # rows of COCO's threshold table
 
 @dataclass(frozen=True)
 class CocoReport:
-    """Plain values and arrays, small enough to be sent to every rank. Curves and matches are of masks where there are any."""
+    """Plain values and arrays, small enough to be sent to every rank. Curves are of masks where there are any."""
 
     summaries: dict[int, dict[str, float]]  # limit of detections an image and class -> the numbers
     per_class: dict[str, dict[int, float]]  # IoU type -> label -> AP 50:95, of the classes that have targets
     pr_curves: dict[int, tuple[np.ndarray, np.ndarray]]  # label -> recall (101,), precision (101,) at IoU 0.5
-    matches: dict[int, ClassMatches]  # at IoU 0.5
 
 
 def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], limits: tuple[int, ...]) -> CocoReport:
-    """Run the COCO engine for each of `iou_types`; the last one gives the curves and the matches.
+    """Run the COCO engine for each of `iou_types`; the last one gives the curves.
 
     Args:
         limits: of detections an image and class; all but the summaries is at the first.
@@ -38,8 +36,7 @@ def make_report(images: list[ImageRecord], iou_types: tuple[str, ...], limits: t
             summary |= {PREFIXES[iou_type] + name: value for name, value in _summarize(tables, max_dets).items()}
         values = {label: tables.average_precision(limit, label=label) for label in tables.classes}
         per_class[iou_type] = {label: value for label, value in values.items() if value > -1}
-    matches = class_matches(images, find_matches(images, iou_type, limit))
-    return CocoReport(summaries, per_class, _pr_curves(tables, limit), matches)
+    return CocoReport(summaries, per_class, _pr_curves(tables, limit))
 
 
 def _summarize(tables: CocoTables, limit: int) -> dict[str, float]:
