@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -43,20 +42,30 @@ class PatchEmbed(nn.Module):
 class WindowedBlock(Block):
     """A ViT block (timm's, with its parameter names) on the windows of images."""
 
-    def forward(self, tokens: Tensor, num_joined: int) -> Tensor:
+    def forward(self, tokens: Tensor, num_joined: int, keep: Tensor | None = None) -> Tensor:
         """tokens (B * windows, T, C) -> the same after the block.
 
         Args:
             num_joined: windows that attend to each other: 1, or all of an image as one sequence. They are joined only in the
                 attention: drop path has to draw for every window on its own.
+            keep: chance () of each branch to be kept, for drop path; a tensor, since compiled code is made anew for each
+                Python number that it meets.
         """
         normed = self.norm1(tokens)
         if num_joined > 1:
             normed = normed.reshape(-1, num_joined * tokens.shape[1], tokens.shape[2])
         attended = _self_attention(self.attn, normed).reshape(tokens.shape)
-        tokens = scaled_add(tokens, self.drop_path1(attended), self.ls1.gamma)
+        tokens = scaled_add(tokens, drop_path(attended, keep), self.ls1.gamma)
         mixed = feed_forward(self.norm2(tokens), self.mlp.fc1, self.mlp.fc2, "gelu")
-        return scaled_add(tokens, self.drop_path2(mixed), self.ls2.gamma)
+        return scaled_add(tokens, drop_path(mixed, keep), self.ls2.gamma)
+
+
+def drop_path(branch: Tensor, keep: Tensor | None) -> Tensor:
+    """Leave out the branch (N, ...) of some of the N samples, and scale it up for the others (Huang et al., ECCV 2016)."""
+    if keep is None:
+        return branch
+    drawn = torch.rand(len(branch), *(1 for _ in branch.shape[1:]), device=branch.device)
+    return branch * ((drawn < keep) / keep).to(branch.dtype)
 
 
 class WindowedViT(nn.Module):
@@ -89,8 +98,8 @@ class WindowedViT(nn.Module):
             WindowedBlock(width, num_heads, mlp_ratio=4.0, qkv_bias=True, init_values=1.0, norm_layer=norm_layer)
             for _ in range(depth)
         )
-        for block in self.blocks:
-            block.drop_path1, block.drop_path2 = DropPath(0.0), DropPath(0.0)
+        self.drop_path_rates = (0.0,) * depth
+        self._keep: Tensor | None = None  # (depth,) of the rates, on the device of the last batch
         self.norm = norm_layer(width)
         self._init_weights()
         for block in self.blocks[self.taps[-1]:]:
@@ -104,6 +113,12 @@ class WindowedViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
+    def update_drop_path(self, rate: float) -> None:
+        """Set the drop-path rates of the blocks: 0 for the first, rising evenly to `rate` for the last."""
+        depth = len(self.blocks)
+        self.drop_path_rates = tuple(rate * index / max(1, depth - 1) for index in range(depth))
+        self._keep = None
+
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W) -> the taps' maps side by side, (B, taps, C, H/p, W/p), with channels-last strides."""
         height, width = images.shape[-2:]
@@ -113,16 +128,23 @@ class WindowedViT(nn.Module):
                              f"num_windows = {self.patch_size} x {self.num_windows} = {divisor}; resize or pad them")
         grid = (height // self.patch_size, width // self.patch_size)
         tokens = self._embed(images, grid)
-        tapped = []
+        tapped, keep = [], self._keep_chances(images.device)
         for index in range(self.taps[-1]):
             block, num_joined = self.blocks[index], self.num_windows**2 if index in self.taps else 1
             if self.checkpoint_blocks and self.training:
-                tokens = checkpoint(block, tokens, num_joined, use_reentrant=False)
+                tokens = checkpoint(block, tokens, num_joined, keep[index], use_reentrant=False)
             else:
-                tokens = block(tokens, num_joined)
+                tokens = block(tokens, num_joined, keep[index])
             if index + 1 in self.taps:
                 tapped.append(tokens)
         return self._feature_maps(self.norm(torch.stack(tapped, dim=2)), grid)
+
+    def _keep_chances(self, device: torch.device) -> Sequence[Tensor | None]:
+        if not (self.training and any(self.drop_path_rates)):
+            return (None,) * len(self.blocks)
+        if self._keep is None or self._keep.device != device:
+            self._keep = (1 - torch.tensor(self.drop_path_rates)).to(device)
+        return self._keep.unbind()
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """images (B, 3, H, W) -> tokens (B * windows, 1 + tokens of a window, C); every window has its own CLS."""

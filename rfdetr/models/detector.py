@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from rfdetr.models.backbone import Backbone
@@ -83,11 +82,7 @@ class RFDETR(nn.Module):
 
     def update_drop_path(self, rate: float) -> None:
         """Set the drop-path rates of the ViT blocks: 0 for the first, rising evenly to `rate` for the last."""
-        blocks = self.backbone.encoder.blocks
-        for index, block in enumerate(blocks):
-            for module in block.modules():
-                if isinstance(module, DropPath):
-                    module.drop_prob = rate * index / max(1, len(blocks) - 1)
+        self.backbone.encoder.update_drop_path(rate)
 
     def update_dropout(self, p: float) -> None:
         """Set the dropout rate of the decoder."""

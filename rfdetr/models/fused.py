@@ -12,6 +12,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: x (..., I), weight (O, I), bias (O,) -> (..., O).
 
@@ -37,15 +40,26 @@ def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, activation: str
 
 
 def _has_faster_product(x: Tensor, weight: Tensor) -> bool:
-    return (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _HAS_ONEDNN
             and not torch.is_autocast_enabled("cpu"))
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear`` without a gradient, by the faster library."""
     if _has_faster_product(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+@torch.library.custom_op("rfdetr::onednn_linear", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """An operator of its own, since torch.compile knows oneDNN's for constant weights only."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_onednn_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _in_autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -155,7 +155,7 @@ class Transformer(nn.Module):
                               self.enc_out_class_embed[:num_groups], self.enc_out_bbox_embed[:num_groups])
         selection = select_tokens(memory.tokens, proposals, heads, self.num_queries)
         reference = _query_references(query_deltas, selection.boxes.detach())
-        queries = query_features.expand(memory.tokens.shape[0], -1, -1)
+        queries = query_features.expand(memory.tokens.shape[0], -1, -1).contiguous()
         hidden = self.decoder(queries, reference, memory, num_groups)
         return TransformerOutput(hidden, reference, selection)
 

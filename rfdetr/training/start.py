@@ -60,9 +60,23 @@ def make_model(config: RunConfig, architecture: ModelConfig, start: dict[str, An
         with bad_input("train."):
             model = sync_batch_norms(model)
     if config.train.compile:
-        for block in model.blocks:  # one by one: they share their code, so it is compiled once
-            block.compile()
+        compile_blocks(model)
     return model
+
+
+def compile_blocks(model: RFDETR) -> None:
+    """Compile the repeated blocks, one by one: they share their code, so it is compiled once, and anew for other sizes.
+
+    Nothing is left uncompiled without a word: code that cannot be compiled whole, and more variants of it than there is room
+    for, are errors of `torch._dynamo.exc`.
+    """
+    from torch._dynamo import config as dynamo  # takes a while
+
+    limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # PyTorch 2.6
+    setattr(dynamo, limit, 64)  # sizes, windowed and global blocks, training and evaluation, frozen blocks
+    setattr(dynamo, f"fail_on_{limit}_hit".replace("cache_size", "cache"), True)
+    for block in model.blocks:
+        block.compile(fullgraph=True)
 
 
 def continue_average(hooks: Sequence[Hook], model: nn.Module, start: dict[str, Any], label_map: LabelMap) -> None:

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from timm.layers import DropPath
 
 from rfdetr.errors import InputError
-from rfdetr.models.backbone import WindowedViT
+from rfdetr.models.backbone import WindowedViT, drop_path
 
 
 def make_encoder(**fields):
@@ -61,29 +60,34 @@ def test_taps_beyond_the_depth_are_refused():
         make_encoder(taps=(2, 5))
 
 
+def test_drop_path_draws_for_every_sample_and_keeps_the_mean():
+    branch = torch.randn(4000, 3, 2)
+    after = drop_path(branch, torch.tensor(0.8))
+    dropped = after.flatten(1).abs().amax(1) == 0
+    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    torch.testing.assert_close(after[~dropped], branch[~dropped] / 0.8)
+    assert drop_path(branch, None) is branch
+
+
 def test_drop_path_draws_for_every_window_on_its_own():
     encoder = make_encoder(taps=(1, 2)).train()
-    drop_path = encoder.blocks[1].drop_path1  # of a global block
-    drop_path.drop_prob = 0.5
-    seen = []
-    drop_path.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
-    encoder(torch.randn(8, 3, 32, 32))
-    before, after = seen[0]
-    assert len(after) == 8 * 4
-    dropped = after.flatten(1).abs().amax(1) == 0
-    per_image = dropped.view(8, 4).sum(1)
-    assert ((per_image > 0) & (per_image < 4)).any()
-    torch.testing.assert_close(after[~dropped], before[~dropped] * 2)
+    images = torch.randn(8, 3, 32, 32)
+    tokens = encoder._embed(images, (4, 4))
+    nothing = tokens.detach().clone()
+    after = encoder.blocks[1](tokens, 4, torch.tensor(1e-9))  # a global block, of which all is dropped
+    torch.testing.assert_close(after, nothing)
+    per_window = (encoder.blocks[1](tokens, 4, torch.tensor(0.5)) - nothing).flatten(1).abs().amax(1)
+    kept = (per_window > 0).view(8, 4).sum(1)
+    assert ((kept > 0) & (kept < 4)).any()
 
 
 def test_drop_path_rates_rise_from_the_first_to_the_last_block(tiny):
     model = tiny()
-    count = len(model.backbone.encoder.blocks)
-    modules = [[m for m in block.modules() if isinstance(m, DropPath)] for block in model.backbone.encoder.blocks]
-    assert all(len(of_block) == 2 and all(m.drop_prob == 0 for m in of_block) for of_block in modules)
+    encoder = model.backbone.encoder
+    assert not any(encoder.drop_path_rates)
     model.update_drop_path(0.3)
-    for index, of_block in enumerate(modules):
-        assert all(m.drop_prob == pytest.approx(0.3 * index / (count - 1)) for m in of_block)
+    count = len(encoder.blocks)
+    assert encoder.drop_path_rates == pytest.approx([0.3 * index / (count - 1) for index in range(count)])
     samples = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert not torch.equal(model.train()(samples)["pred_logits"], model(samples)["pred_logits"])
