@@ -122,7 +122,7 @@ def benchmark(config: RunConfig, rows: Sequence[str], other: Side | None, argume
     device = choose_device(config)
     repeats = arguments.get("repeats", 5 if device.type == "cpu" else 30)
     with tempfile.TemporaryDirectory(prefix="rfdetr-benchmark-") as folder:
-        settings = _work_settings(config, Path(folder), str(device), resolve_precision(config.train.precision, device), repeats)
+        settings = work_settings(config, Path(folder), str(device), resolve_precision(config.train.precision, device), repeats)
         found = run_benchmark(rows, {**settings, "boxes": arguments.boxes}, other, with_cost=arguments.cost,
                               rounds=arguments.get("rounds", 1 if other is None else 3))
     sys.stdout.write(printable(benchmark_text(found)) + "\n")
@@ -131,7 +131,7 @@ def benchmark(config: RunConfig, rows: Sequence[str], other: Side | None, argume
     return ExitCode.DONE
 
 
-def _work_settings(config: RunConfig, folder: Path, device: str, precision: str, repeats: int) -> dict[str, Any]:
+def work_settings(config: RunConfig, folder: Path, device: str, precision: str, repeats: int) -> dict[str, Any]:
     """Return what the measurements have to know: of the run, all that costs time; made-up data where it names none."""
     architecture, warm_up = config.model.architecture(), 5
     epochs = max(config.train.epochs, warm_up + repeats + 1)  # so that none is the last, which is evaluated
