@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from rfdetr.errors import InputError
 
 COCO_IMAGES = 118_287  # of train2017
-WORK = Path(__file__).with_name("benchmark_work.py")
+WORK = str(Path(__file__).with_name("benchmark_work.py"))
+# not run as a script: its folder would come first in the import path, and loader processes that are spawned would run it again
+RUN_WORK = "import sys; exec(compile(open(sys.argv[1], encoding='utf-8').read(), sys.argv[1], 'exec'))"
 
 
 class Row(NamedTuple):
@@ -65,9 +67,8 @@ class Side:
         """
         began, last_words = time.perf_counter(), ""
         try:
-            with open(WORK, encoding="utf-8") as source:  # not as a script, whose folder would come first in the import path
-                done = subprocess.run([self.python, "-", job, json.dumps(settings)], stdin=source, env=self.environment,
-                                      capture_output=True, text=True)
+            done = subprocess.run([self.python, "-c", RUN_WORK, WORK, job, json.dumps(settings)], env=self.environment,
+                                  capture_output=True, text=True)
             last_words = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode} and said nothing"])[-1]
             found = json.loads(done.stdout.splitlines()[-1])
         except (OSError, IndexError, ValueError) as error:

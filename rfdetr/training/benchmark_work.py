@@ -1,4 +1,4 @@
-"""One measurement of `rfdetr benchmark`, in a process of its own: ``python - JOB SETTINGS < benchmark_work.py`` prints JSON.
+"""One measurement of `rfdetr benchmark`, in a process of its own, which prints JSON.
 
 It also runs in an environment of the published package, or of another version of this project, and imports only what is there.
 """
@@ -259,4 +259,4 @@ def main(job: str, settings: Settings) -> dict[str, Any] | None:
 
 if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if folder]  # without the working directory, which may hold another rfdetr
-    sys.stdout.write("\n" + json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))) + "\n")
+    sys.stdout.write("\n" + json.dumps(main(sys.argv[2], json.loads(sys.argv[3]))) + "\n")

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from functools import partial
 from importlib import metadata
 
 import pytest
 
 from rfdetr.errors import InputError
-from rfdetr.training import benchmark_work
+from rfdetr.shapes.dataset import make_shapes
+from rfdetr.training import benchmark_work, data
 from rfdetr.training.benchmark import ROWS, Side
 from rfdetr.training.commands import benchmark
 
@@ -52,7 +54,8 @@ def test_both_sides_take_turns(here, capsys):
     assert "ratio" in capsys.readouterr().out
 
 
-def test_made_up_pictures_stand_in_for_a_data_set(here, tmp_path):
+def test_made_up_pictures_stand_in_for_a_data_set(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "make_shapes", partial(make_shapes, num_train=8, num_val=2, num_test=1))
     benchmark([*TINY, "--rows", "loader", "--json", str(tmp_path / "found.json")])
     assert json.loads((tmp_path / "found.json").read_text())["rows"]["loader"]["here"] > 0
 
@@ -65,8 +68,10 @@ def is_installed() -> bool:
 
 
 @pytest.mark.skipif(not is_installed(), reason="the project is not installed in this environment")
-def test_another_interpreter_does_the_same_work(tmp_path):
-    path = tmp_path / "found.json"
+def test_another_interpreter_does_the_same_work(tmp_path, monkeypatch):
+    path, start_process = tmp_path / "found.json", Side.measure
+    monkeypatch.setattr(Side, "measure", lambda side, job, settings: start_process(side, job, settings) if side.name
+                        else benchmark_work.main(job, settings))
     benchmark([*TINY, "--repeats=1", "--rows=kernels", "--against", sys.executable, "--rounds=1", "--json", str(path)])
     found = json.loads(path.read_text())
     assert found["there"]["package"].startswith("rfdetr-engine")
