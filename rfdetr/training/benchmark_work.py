@@ -91,7 +91,8 @@ def _published(settings: Settings, device: torch.device) -> tuple[nn.Module, nn.
 
     sizes = {name: settings[name] for name in ("num_classes", "num_queries", "group_detr")}
     make = getattr(rfdetr, f"RFDETR{settings['variant'].capitalize()}")
-    model = make(pretrain_weights=None, device=str(device), resolution=settings["resolution"][0], **sizes).model.model
+    made = make(pretrain_weights=None, device=device.type, resolution=settings["resolution"][0], **sizes)
+    model = made.model.model.to(device)
     weights = {"loss_ce": 1.0, "loss_bbox": 5.0, "loss_giou": 2.0}
     suffixes = (*range(settings["dec_layers"] - 1), "enc")
     weights |= {f"{key}_{suffix}": value for key, value in dict(weights).items() for suffix in suffixes}

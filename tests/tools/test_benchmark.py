@@ -54,6 +54,16 @@ def test_both_sides_take_turns(here, capsys):
     assert "ratio" in capsys.readouterr().out
 
 
+def test_what_the_other_side_cannot_do_is_left_out(here, monkeypatch, capsys):
+    """Rows that only this project has; the other side is asked once."""
+    measure = Side.measure
+    monkeypatch.setattr(Side, "measure", lambda side, job, settings: None if side.name and job == "save"
+                        else measure(side, job, settings))
+    benchmark([*TINY, "--rows", "save", "--against", sys.executable, "--rounds", "2"])
+    assert here.count((False, "save")) == 2
+    assert capsys.readouterr().out.splitlines()[-1].split()[-2:] == ["-", "-"]
+
+
 def test_made_up_pictures_stand_in_for_a_data_set(here, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "make_shapes", partial(make_shapes, num_train=8, num_val=2, num_test=1))
     benchmark([*TINY, "--rows", "loader", "--json", str(tmp_path / "found.json")])
