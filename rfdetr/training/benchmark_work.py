@@ -5,6 +5,7 @@ It also runs in an environment of the published package, or of another version o
 
 import importlib
 import json
+import math
 import platform
 import statistics
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 try:
     import resource
@@ -73,11 +74,13 @@ def _is_ours() -> bool:
 
 
 def _ours(settings: Settings, device: torch.device) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
+    from engine.device import use_device
     from rfdetr.build import build_criterion
     from rfdetr.training.assemble import build_optimizer
     from rfdetr.training.evaluation import config_of
     from rfdetr.training.start import make_model
 
+    use_device(device)
     config = config_of({"args": {}}, settings["run"])
     architecture = config.model.architecture(settings["num_classes"])
     model = make_model(config, architecture, None, None).to(device)
@@ -173,12 +176,23 @@ def kernels(settings: Settings) -> dict[str, int]:
 def cost(settings: Settings) -> dict[str, float]:
     """Floating-point operations of a step, and how many a second the device makes of a large product in the same precision."""
     detector = Detector(_eager(settings))
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_cpu_formulas()) as counter:
         detector.step()
     size = PRODUCT_SIZES.get(detector.device.type, 4096)
     factor = torch.randn(size, size, device=detector.device).to(DTYPES.get(settings["precision"], torch.float32))
     seconds = _median(lambda: factor @ factor, detector.device, settings["repeats"])
     return {"flop": counter.get_total_flops(), "peak_flop_per_s": 2 * size**3 / seconds, "product_size": size}
+
+
+def _cpu_formulas() -> dict[Any, Callable[..., int]]:
+    """Operation counts of what PyTorch's counter does not know: oneDNN's linear layer, and attention on a CPU; of shapes."""
+    aten, onednn = torch.ops.aten, getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+        **({} if onednn is None else {onednn: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}),
+    }
 
 
 def evaluate(settings: Settings) -> dict[str, float]:

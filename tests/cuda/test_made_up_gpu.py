@@ -3,6 +3,7 @@
 PyTorch's fake tensors know their device and refuse to be read. Backward, which needs the driver's threads, is left to a GPU.
 """
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,21 @@ from rfdetr import VARIANTS, LossConfig, ModelConfig, build_criterion, build_mod
 from rfdetr.optim import build_optimizer, param_groups
 
 GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def empty_caches():
+    """Tables that are made once and kept would be made-up ones afterwards, or real ones now."""
+    clear_caches()
+    yield
+    clear_caches()
+
+
+def clear_caches() -> None:
+    modules = [module for name, module in sys.modules.items() if name.startswith("rfdetr.")]
+    for value in [value for module in modules for value in vars(module).values()]:
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
 
 
 class RefusedWaits(TorchDispatchMode):

@@ -47,6 +47,15 @@ def test_every_row_is_measured(here, config_file, tmp_path, capsys):
     assert "the run of 3 epochs" in shown and "images/s" in shown and "ratio" not in shown
 
 
+def test_operations_are_counted_whatever_multiplies(here, tmp_path):
+    """On a CPU in fp32, where oneDNN and the fused attention are asked directly, the same as in bf16, where they are not."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        benchmark([*TINY, "--rows=step", "--cost", "--train.precision", precision, "--json", str(tmp_path / "found.json")])
+        found[precision] = json.loads((tmp_path / "found.json").read_text())["cost"]["flop"]
+    assert found["fp32"] == pytest.approx(found["bf16"], rel=0.01)
+
+
 def test_both_sides_take_turns(here, capsys):
     benchmark([*TINY, "--rows", "forward,losses", "--against", sys.executable, "--rounds", "2"])
     assert here == [(True, "facts"), (False, "facts"), *[(side, "forward") for side in (False, True, False, True)],
