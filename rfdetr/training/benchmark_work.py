@@ -25,7 +25,8 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
-VIEWS = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view"}
+VIEWS = {"detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh", "_unsafe_view",
+         "promote_types", "_record_function_enter_new", "_record_function_exit"}  # and what else moves nothing
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCT_SIZES = {"cuda": 8192, "cpu": 2048}  # of the matrix product that stands for a device's peak
 
