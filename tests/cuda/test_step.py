@@ -53,8 +53,8 @@ def test_losses_and_gradients_are_those_of_a_cpu(gpu, variant):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_learns(device, precision, build):
-    if (device.type, precision) == ("cpu", "fp16"):
-        pytest.skip("takes long on a CPU; the next test shows the scaler there")
+    if device.type == "cpu" and precision != "fp32":
+        pytest.skip("16 bits take long on a CPU")
     losses = Losses()
     trainer = build(device, [losses], train={"precision": precision, "epochs": 6}, eval={"every_epochs": 6})
     trainer.train()
