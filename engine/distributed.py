@@ -49,13 +49,12 @@ def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterat
     device = resolve_device(device)
     use_device(device)
     joins = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_distributed()
+    limit = datetime.timedelta(minutes=timeout_minutes) + LATER
     if joins:
         on_cuda = device.type == "cuda"
-        dist.init_process_group(
-            "nccl" if on_cuda else "gloo",
-            timeout=datetime.timedelta(minutes=timeout_minutes) + LATER,
-            device_id=device if on_cuda else None,
-        )
+        dist.init_process_group("nccl" if on_cuda else "gloo", timeout=limit, device_id=device if on_cuda else None)
+    if is_distributed():
+        _host_group(limit)
     with watching(rank(), world_size(), timeout_minutes * 60) as watch:
         try:
             yield
@@ -113,12 +112,12 @@ def any_rank(flag: bool) -> bool:
     return bool(flags.item())
 
 
-def _host_group() -> Any:
-    """Return a group of all ranks for tensors on the CPU. Every rank must call it."""
+def _host_group(timeout: datetime.timedelta | None = None) -> Any:
+    """Return a group of all ranks for tensors on the CPU. Every rank must call it; the first call's `timeout` holds."""
     if "gloo" in dist.get_backend():
         return None  # the default one
     if dist.group.WORLD not in _host_groups:
-        _host_groups[dist.group.WORLD] = dist.new_group(backend="gloo")
+        _host_groups[dist.group.WORLD] = dist.new_group(backend="gloo", timeout=timeout)
     return _host_groups[dist.group.WORLD]
 
 

@@ -59,10 +59,10 @@ class Alone:
 class Replicated(Alone):
     """A copy of the model in each process; DDP averages their gradients."""
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        device_ids = [device.index] if device.type == "cuda" else None
-        self.model = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        # without device_ids, for which DDP would look through all targets and wait for a copy of each that is on the CPU
+        self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager:
         return nullcontext() if is_last else self.model.no_sync()
@@ -108,4 +108,4 @@ def spread(model: nn.Module, device: torch.device, eval_model: nn.Module | None 
         raise ValueError("eval_model: a sharded model needs its whole twin there, and no other model does")
     if eval_model is not None:
         return Sharded(model.to(device), eval_model.to(device))
-    return Replicated(model.to(device), device) if is_distributed() else Alone(model.to(device))
+    return Replicated(model.to(device)) if is_distributed() else Alone(model.to(device))

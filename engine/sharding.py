@@ -36,7 +36,7 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -
     from torch.distributed.fsdp import fully_shard
 
     # our outputs are views of stacked layers, which nobody changes in place; the gradients are those of one process (tests)
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module returned a view tensor")
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .*returned a view tensor")
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)

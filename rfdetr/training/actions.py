@@ -1,12 +1,16 @@
 """What the commands do once their command line has been read."""
 
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
 from engine.distributed import is_main_process, process_group
+from engine.precision import resolve_precision
 from rfdetr.config import VARIANTS
 from rfdetr.data.packing import MEGABYTE, pack_dataset
 from rfdetr.data.shards import find_shards
@@ -15,14 +19,17 @@ from rfdetr.datacheck.fix import check_target
 from rfdetr.datacheck.sheet import draw_sheet
 from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
+from rfdetr.training.benchmark import Side, run_benchmark
+from rfdetr.training.benchmark import to_text as benchmark_text
 from rfdetr.training.command_line import ExitCode
 from rfdetr.training.config import DetectorConfig, RunConfig
 from rfdetr.training.data import check_data, data_folder
 from rfdetr.training.device import choose_device
 from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
+from rfdetr.training.parsing import plain_dict
 from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
 from rfdetr.training.run import train
-from rfdetr.training.sections import DataConfig
+from rfdetr.training.sections import DataConfig, LogConfig
 from rfdetr.training.tables import evaluation_tables
 from rfdetr.weights import read_checkpoint
 
@@ -108,3 +115,39 @@ def pack(data: DataConfig, output: Path, *, shard_mb: int) -> ExitCode:
                          f"{megabytes:.1f} MB\n")
     sys.stdout.write(f"train on it with: --data.dataset_dir {output}\n")
     return ExitCode.DONE
+
+
+def benchmark(config: RunConfig, rows: Sequence[str], other: Side | None, arguments: Namespace) -> ExitCode:
+    """Measure, and print the table."""
+    device = choose_device(config)
+    repeats = arguments.get("repeats", 5 if device.type == "cpu" else 30)
+    with tempfile.TemporaryDirectory(prefix="rfdetr-benchmark-") as folder:
+        settings = work_settings(config, Path(folder), str(device), resolve_precision(config.train.precision, device), repeats)
+        found = run_benchmark(rows, {**settings, "boxes": arguments.boxes}, other, with_cost=arguments.cost,
+                              rounds=arguments.get("rounds", 1 if other is None else 3))
+    sys.stdout.write(printable(benchmark_text(found)) + "\n")
+    if "json" in arguments:
+        write_json(Path(arguments.json), found)
+    return ExitCode.DONE
+
+
+def work_settings(config: RunConfig, folder: Path, device: str, precision: str, repeats: int) -> dict[str, Any]:
+    """Return what the measurements have to know: of the run, all that costs time; made-up data where it names none."""
+    architecture, warm_up = config.model.architecture(), 5
+    epochs = max(config.train.epochs, warm_up + repeats + 1)  # so that none is the last, which is evaluated
+    data = config.data if config.data.dataset_dir else replace(config.data, dataset_dir=str(folder / "shapes"), format="shapes")
+    run = replace(
+        config, hooks=(), data=data, log=LogConfig(tensorboard=False, progress=False, plots=False),
+        model=replace(config.model, weights=None, ema_weights=False, resize_head=False, backbone_weights=None),
+        train=replace(config.train, epochs=epochs, device=device, precision=precision, output_dir=str(folder / "run"),
+                      save_every_steps=0, max_hours=0.0, strategy="ddp"),
+        eval=replace(config.eval, every_epochs=epochs, run_test=False),
+    )
+    return {
+        "run": plain_dict(run), "folder": str(folder), "device": device, "precision": precision, "repeats": repeats,
+        "warm_up": warm_up, "variant": config.model.variant, "resolution": list(architecture.input_size),
+        "has_masks": architecture.segmentation_head, "num_classes": config.model.num_classes or 80,
+        "num_queries": architecture.num_queries, "group_detr": architecture.group_detr, "dec_layers": architecture.dec_layers,
+        "batch_size": config.data.batch_size, "images": 1000, "detections": 300, "epochs": config.train.epochs,
+        "every_epochs": config.eval.every_epochs,
+    }

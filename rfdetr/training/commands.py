@@ -1,4 +1,4 @@
-"""The commands ``rfdetr fit | validate | test | predict | check | pack``, which the files in tools/ run as well.
+"""The commands ``rfdetr fit | validate | test | predict | check | pack | benchmark``, which the files in tools/ run as well.
 
 Here they read their command lines. What they do then is in actions.py, which is imported once the words make sense: help and
 bad input are answered without waiting for torch.
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from rfdetr.errors import InputError
+from rfdetr.training.benchmark import ROWS, Side, check_rows
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import RunConfig
 from rfdetr.training.installation import check_installation
@@ -165,6 +166,25 @@ def pack(argv: Sequence[str] | None = None) -> ExitCode:
     return _actions().pack(_data_config(parser, arguments).data, Path(arguments.output), shard_mb=arguments.shard_mb)
 
 
+def benchmark(argv: Sequence[str] | None = None) -> ExitCode:
+    """Measure how fast this machine trains, and how long a run will take."""
+    parser = make_parser(RunConfig, benchmark.__doc__, _prog("benchmark"))
+    add = parser.add_argument
+    add("--rows", default=",".join(ROWS), help="what to measure, with commas between")
+    add("--json", default=SUPPRESS, help="file for all numbers, and what they were measured on")
+    add("--against", default=SUPPRESS, help="Python of an environment of the published package, which does the same in turn")
+    add("--cost", action="store_true", help="also images/s, hours for train.epochs of COCO, and the share of the device's peak")
+    add("--repeats", type=int, default=SUPPRESS, help="steps, batches, ... of a measurement (default: 5 on a CPU, else 30)")
+    add("--rounds", type=int, default=SUPPRESS, help="processes of a row on each side (default: 3 with --against, else 1)")
+    add("--boxes", type=int, default=15, help="objects of an image")
+    arguments = parse(RunConfig, parser, _words(argv))
+    for name, least in {"repeats": 1, "rounds": 1, "boxes": 0}.items():
+        if arguments.get(name, least) < least:
+            raise InputError(f"--{name} {arguments[name]}: it must be {least} or more")
+    rows, other = check_rows(arguments.rows), Side(arguments.against) if "against" in arguments else None
+    return _actions().benchmark(make_config(RunConfig, parser, arguments), rows, other, arguments)
+
+
 def _actions() -> Any:
     check_installation()
     return importlib.import_module("rfdetr.training.actions")
@@ -181,5 +201,6 @@ def _prog(command: str) -> str | None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
-    "fit": fit, "validate": validate, "test": test, "predict": predict, "check": check, "pack": pack
+    "fit": fit, "validate": validate, "test": test, "predict": predict, "check": check, "pack": pack,
+    "benchmark": benchmark,
 }

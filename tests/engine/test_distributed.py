@@ -1,17 +1,16 @@
 """Two Gloo processes: the same weights as one process, state gathered, non-finite gradients agreed on."""
 
+import datetime
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from torch import distributed as dist
 from toy import make_trainer, weights
 
-from engine.device import use_device
-from engine.distributed import all_reduce_sum
+from engine.distributed import all_reduce_sum, any_rank, process_group
 
 SCRIPT = """
 import sys, torch
@@ -77,11 +76,17 @@ def test_alone_a_sum_is_the_value_itself():
     assert all_reduce_sum(torch.tensor(3.0)).item() == 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_cpu_tensor_is_summed_in_a_group_of_gpus(tmp_path):
-    use_device(torch.device("cuda", 0))
-    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meeting_point", rank=0, world_size=1)
+def test_hosts_are_waited_for_as_long_as_devices(tmp_path, monkeypatch):
+    """Beside NCCL there is a group for the hosts: with its own limit, 30 minutes, a longer `timeout_minutes` would be in vain."""
+    limits = []
+    make = dist.new_group
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting_point", rank=0, world_size=1)
+    monkeypatch.setattr(dist, "get_backend", lambda *_: "nccl")
+    monkeypatch.setattr(dist, "new_group", lambda **options: (limits.append(options["timeout"]), make(**options))[1])
     try:
-        assert all_reduce_sum(torch.ones(2)).device.type == "cpu"
+        with process_group(torch.device("cpu"), timeout_minutes=90):
+            assert any_rank(True) and not any_rank(False)
     finally:
+        monkeypatch.undo()
         dist.destroy_process_group()
+    assert limits == [datetime.timedelta(minutes=90, seconds=30)]

@@ -130,6 +130,13 @@ def test_optimizer_by_name_or_path(groups, name):
     assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
 
 
+def test_fused_kernels_are_used_where_the_device_has_them():
+    """Adagrad has none on CUDA, which it says in its first step; "meta" stands for that."""
+    for device, is_fused in (("cpu", True), ("meta", False)):
+        groups = [{"params": [nn.Parameter(torch.zeros(2, device=device))], "lr": 0.1, "weight_decay": 0.0}]
+        assert bool(build_optimizer(groups, "Adagrad").defaults["fused"]) == is_fused
+
+
 def test_optimizer_without_fused_kernels_or_weight_decay(groups):
     optimizer = build_optimizer(groups, "Rprop")
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]

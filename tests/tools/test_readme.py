@@ -11,12 +11,14 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rfdetr import build_model, load_weights
-from rfdetr.training import DataConfig, DetectorConfig, LogConfig, RunConfig, TrainConfig, train
+from rfdetr.training import DataConfig, DetectorConfig, LogConfig, RunConfig, TrainConfig, benchmark_work, train
+from rfdetr.training.benchmark import Side
 from rfdetr.training.commands import COMMANDS
 from rfdetr.weights import model_config_from_checkpoint, read_checkpoint
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-TOOLS = {"train": "fit", "eval": "validate", "predict": "predict", "check_dataset": "check", "pack_shards": "pack"}
+TOOLS = {"train": "fit", "eval": "validate", "predict": "predict", "check_dataset": "check", "pack_shards": "pack",
+         "benchmark": "benchmark"}  # fmt: skip
 SMALL = {
     "model": {"variant": "pico", "resolution": 64, "num_queries": 10, "group_detr": 2},
     "data": {"dataset_dir": "data/mine", "batch_size": 2, "num_workers": 0, "multi_scale": False},
@@ -156,7 +158,7 @@ def as_words(command: str) -> tuple[str, list[str]]:
     for theirs, ours in {
         "/path/to/data": "data/mine", "/path/to/shards": "shards", "s3://bucket/shards": "shards",
         "output/quickstart/": "output/a/", "picture.jpg": "data/mine/valid/0.png", "frames/": "data/mine/valid",
-        "--checkpoint FILE": "--checkpoint output/a/checkpoint_best_total.pth",
+        "--checkpoint FILE": "--checkpoint output/a/checkpoint_best_total.pth", "/path/to/venv/bin/python": sys.executable,
     }.items():  # fmt: skip
         command = command.replace(theirs, ours)
     words = shlex.split(command)
@@ -166,10 +168,18 @@ def as_words(command: str) -> tuple[str, list[str]]:
     return TOOLS[Path(words[place]).stem], words[place + 1 :]
 
 
+def measured(side: Side, job: str, settings: dict) -> dict:
+    """Stand in for the processes that a benchmark starts; tests/tools/test_benchmark.py has real ones."""
+    return {**benchmark_work.main("facts", settings), **dict.fromkeys(
+        ("seconds", "process_seconds", "megabytes", "count", "flop", "peak_flop_per_s", "product_size", "steps", "step_seconds",
+         "data_wait", "train_images", "evaluation_seconds", "evaluation_images"), 1)}
+
+
 def test_every_command_runs(workplace, monkeypatch):
     """In the order of the README, in one folder; trainings are cut short by settings behind the README's own."""
     assert len(commands()) > 15
     (workplace / "tools").symlink_to(Path(__file__).parents[2] / "tools")
+    monkeypatch.setattr(Side, "measure", measured)
     short = ["--model.variant=pico", "--model.resolution=64", "--model.num_queries=10", "--model.group_detr=2",
              "--train.epochs=1", "--train.device=cpu", "--data.num_workers=0", "--log.plots=false"]
     assert COMMANDS["fit"](["--cfg", "run.yaml"]) == 0
