@@ -15,7 +15,7 @@ from rfdetr.data.annotations import Annotations
 from rfdetr.data.images import MAX_PIXELS, ImageError, normalize, preprocess, read_image, resize, to_float
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import Recipe
-from rfdetr.data.samplers import SampleKey
+from rfdetr.data.samplers import SampleKey, repeat_factors
 from rfdetr.data.segmentations import draw, draw_view
 from rfdetr.data.transforms import apply_transforms
 from rfdetr.data.views import View
@@ -83,6 +83,15 @@ class DetectionDataset(Dataset):
 
     def __len__(self) -> int:
         return self.num_images
+
+    def class_counts(self) -> np.ndarray:
+        """Number of objects of each label, (K,)."""
+        return np.bincount(self._annotations.labels, minlength=len(self.label_map.names))
+
+    def repeat_factors(self, threshold: float) -> np.ndarray:
+        """Return how often an epoch shows each image, (N,), where classes on less than this share of the images count as rare."""
+        images = np.repeat(np.arange(len(self)), np.diff(self._annotations.offsets))
+        return repeat_factors(images, self._annotations.labels, len(self), threshold)
 
     def image_path(self, index: int) -> Path:
         return self._annotations.image_path(index)

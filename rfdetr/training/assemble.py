@@ -22,7 +22,7 @@ from rfdetr.data.transforms import make_transforms
 from rfdetr.errors import InputError
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
-from rfdetr.training.data import RunData, build_eval_loader, build_train_loader, data_splits, open_run_data
+from rfdetr.training.data import RunData, build_eval_loader, build_train_loader, class_weights, data_splits, open_run_data
 from rfdetr.training.device import choose_device
 from rfdetr.training.finish import FinishHook
 from rfdetr.training.parsing import plain_dict
@@ -77,10 +77,12 @@ def build_trainer(
     all_hooks = assemble_hooks(config, data, val_loader, wishes, overwrite=overwrite, resumed=resumed)
     if start is not None and start["ema_model"] is not None and not config.model.ema_weights:
         continue_average(all_hooks, model, start, data.label_map)
+    if criterion is None:
+        criterion = build_criterion(data.architecture, config.loss, class_weights(config.loss, data))
     seed_rank(config.train.seed)  # from here on every process draws its own numbers
     with bad_input(""):
         trainer = Trainer(
-            model, build_criterion(data.architecture, config.loss) if criterion is None else criterion, optimizer, train_loader,
+            model, criterion, optimizer, train_loader,
             max_epochs=config.train.epochs,
             lr_scheduler=build_lr_scheduler(config, optimizer, len(train_loader) // config.train.grad_accum_steps),
             hooks=all_hooks,

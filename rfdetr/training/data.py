@@ -5,16 +5,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from engine.distributed import is_main_process, rank, world_size
 from rfdetr.config import ModelConfig
-from rfdetr.data import DetectionLoader, LabelMap, available_splits, eval_loader, multi_scale_sizes, open_dataset, train_loader
+from rfdetr.data import (
+    DetectionDataset,
+    DetectionLoader,
+    LabelMap,
+    available_splits,
+    eval_loader,
+    multi_scale_sizes,
+    open_dataset,
+    train_loader,
+)
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.class_matching import find_names
 from rfdetr.data.shards import is_address
 from rfdetr.datacheck import DatasetCheck, check_dataset
 from rfdetr.errors import InputError
+from rfdetr.losses.config import LossConfig
 from rfdetr.shapes.dataset import make_shapes
 from rfdetr.training.config import RunConfig
 from rfdetr.training.own_data import OwnDataset
@@ -45,6 +57,7 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
         splits = check_splits(config) if is_main_process() else {}
         train_set = open_split(config.data, architecture, "train", raw=splits.get("train"))
     else:
+        _refuse_own_data(config, is_opened=isinstance(train_set, DetectionDataset))
         train_set = OwnDataset.of(train_set, architecture, training=True, num_classes=config.model.num_classes)
     architecture = architecture_for(config, train_set.label_map)
     if val_set is None:
@@ -53,6 +66,16 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
     else:
         val_set = OwnDataset.of(val_set, architecture, training=False, label_map=train_set.label_map)
     return RunData(train_set, val_set, architecture)
+
+
+def _refuse_own_data(config: RunConfig, *, is_opened: bool) -> None:
+    """Refuse settings that cannot act on a train_set of one's own."""
+    of_annotations = {"data.sampling": config.data.sampling == "repeat_factor",
+                      "loss.class_weights": config.loss.class_weights == "balanced"}
+    needed = {} if is_opened else of_annotations  # a DetectionDataset knows its annotations
+    if found := [name for name, is_set in needed.items() if is_set]:
+        raise InputError(f"train_set: {', '.join(found)} cannot act on a data set of one's own; leave it out, or name a "
+                         "folder by data.dataset_dir")
 
 
 def open_split(
@@ -121,9 +144,10 @@ def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
 def build_train_loader(config: RunConfig, data: RunData, device: torch.device) -> DetectionLoader:
     """Make the loader of this rank's share of the training batches."""
     sizes = _train_sizes(data.architecture, config.data.expanded_scales) if config.data.multi_scale else None
+    repeats = _repeats(config.data, data.train_set) if config.data.sampling == "repeat_factor" else None
     return train_loader(
         data.train_set, batch_size=config.data.batch_size, seed=config.train.seed, grad_accum_steps=config.train.grad_accum_steps,
-        sizes=sizes, **_loader_options(config.data, data.architecture, device),
+        sizes=sizes, repeats=repeats, **_loader_options(config.data, data.architecture, device),
     )
 
 
@@ -131,6 +155,34 @@ def build_eval_loader(config: DataConfig, dataset: Dataset, architecture: ModelC
     """Make the loader of this rank's share of a split, every image once and in order."""
     return eval_loader(dataset, batch_size=config.eval_batch_size or config.batch_size,
                        **_loader_options(config, architecture, device))
+
+
+def _repeats(config: DataConfig, dataset: DetectionDataset) -> np.ndarray:
+    """Return how often an epoch shows each image, and say so."""
+    repeats = dataset.repeat_factors(config.repeat_threshold)
+    if repeats.max() == 1:
+        logger.warning("data.sampling: repeat_factor repeats nothing, since each class is on %.3g of the images or more "
+                       "(data.repeat_threshold)", config.repeat_threshold)
+    else:
+        logger.info("data.sampling: repeat_factor shows %d of the %d images more than once an epoch, up to %.1f times; it has %d "
+                    "samples", (repeats > 1).sum(), len(repeats), repeats.max(), repeats.sum())
+    return repeats
+
+
+def class_weights(config: LossConfig, data: RunData) -> list[float] | None:
+    """Return the weight of each of the model's logits in the classification loss of objects, and say so; None: all alike."""
+    if config.class_weights is None:
+        return None
+    names, weights = data.label_map.names, np.ones(data.architecture.num_classes + 1)
+    if config.class_weights == "balanced":
+        counts = data.train_set.class_counts()
+        present = np.flatnonzero(counts)
+        weights[present] = counts.sum() / (len(present) * counts[present])
+    else:
+        for name, weight in config.class_weights.items():
+            weights[find_names("loss.class_weights", [name], names)] = weight
+    logger.info("loss.class_weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights)))
+    return weights.tolist()
 
 
 def _loader_options(config: DataConfig, architecture: ModelConfig, device: torch.device) -> dict[str, Any]:

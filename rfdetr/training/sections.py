@@ -82,6 +82,10 @@ class DataConfig:
     """Train every step at a scale of its own around model.resolution."""
     expanded_scales: bool = True
     """Eleven scales instead of eight (with multi_scale)."""
+    sampling: Literal["uniform", "repeat_factor"] = "uniform"
+    """uniform: each image once an epoch; repeat_factor: images of rare classes sqrt(repeat_threshold / share) times (LVIS)."""
+    repeat_threshold: float = 0.1
+    """Share of the images below which a class is rare (sampling "repeat_factor"), above 0 to 1; LVIS itself has 0.001."""
     label_map: Literal["contiguous", "coco"] = "contiguous"
     """Labels 0 to K-1 in the order of the category ids, or the category ids themselves as in the official COCO weights."""
     splits: dict[str, dict[str, str]] | None = None
@@ -115,6 +119,7 @@ class DataConfig:
         check_choices(self, "data")
         check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor", "max_pixels")
         check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images")
+        check_fields(self, "data", "above 0 and at most 1", lambda value: 0 < value <= 1, "repeat_threshold")
         check_fields(self, "data", "above 0 and below 1", lambda value: 0 < value < 1, "val_fraction")
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "white_level")
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "eval_batch_size")

@@ -161,6 +161,7 @@ def test_differences_are_one_table_and_the_configuration_tells_what_acted(data, 
 
 @pytest.mark.parametrize(("changed", "place"), [
     ({"data.batch_size": 1}, (1, 6)), ({"train.grad_accum_steps": 2}, (1, 1)), ({"data.dataset_dir": "smaller"}, (1, 3)),
+    ({"data.sampling": "repeat_factor", "data.repeat_threshold": 1.0}, (1, 3)),
 ], ids=str)  # fmt: skip
 def test_the_nearest_whole_step_of_other_data_or_batches(data, stopped, tmp_path, changed, place):
     """The run stopped after 3 of 6 steps of 2 images in its second epoch."""

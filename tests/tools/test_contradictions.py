@@ -29,6 +29,8 @@ REFUSED = [
     (("--optim.optimizer", "nowhere.Lion"), r"^optim\.optimizer: cannot import 'nowhere\.Lion'"),
     (("--optim.schedule", "Cosine"), r"^optim\.schedule: 'Cosine' is no class of torch\.optim\.lr_scheduler"),
     (("--optim.schedule", "ReduceLROnPlateau"), r"^optim\.schedule: ReduceLROnPlateau follows a metric"),
+    (("--data.repeat_threshold", "0"), r"^data\.repeat_threshold: 0\.0 is not possible; it must be above 0 and at most 1"),
+    (("--loss.class_weights", '{"bright": 0}'), r"^loss\.class_weights: .*weight above 0"),
     (("--data.augment", "wild"), r"^data\.augment: there is no recipe 'wild'; the recipes are none, default"),
     (("--data.augment", '[{"class_path": "torchvision.transforms.v2.Rotate"}]'), r"^data\.augment: there is no torchvision"),
     (("--hooks", '[{"class_path": "nowhere.MyHook"}]'), r"^hooks: .*'nowhere\.MyHook': No module named 'nowhere'"),

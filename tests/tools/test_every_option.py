@@ -70,6 +70,8 @@ EFFECTS = {
     "data.augment": Effect(see.pixels, "flips"),
     "data.multi_scale": Effect(see.batch_shapes, True),
     "data.expanded_scales": Effect(see.batch_shapes, False, {"data.multi_scale": True}),
+    "data.sampling": Effect(see.pixels, "repeat_factor", {"data.repeat_threshold": 1.0}),
+    "data.repeat_threshold": Effect(see.batch_shapes, 1.0, {"data.sampling": "repeat_factor", "data.dataset_dir": "learned"}),
     "data.label_map": Effect(see.labels, "coco"),
     "data.splits": Effect(see.pixels, {split: {"annotations": "valid/_annotations.coco.json", "images": "valid"}
                                        for split in ("train", "val")}),
@@ -98,6 +100,7 @@ EFFECTS = {
     "loss.set_cost_giou": Effect(see.loss, 30.0),
     "loss.focal_alpha": Effect(see.loss, 0.5),
     "loss.mask_point_sample_ratio": Effect(see.loss, 4, MASKS),
+    "loss.class_weights": Effect(see.weights, {"bright": 5.0}),
     "loss.normalize": Effect(see.weights, "window", {"train.grad_accum_steps": 2}),
     "loss.sum_group_losses": Effect(see.loss, True),
 

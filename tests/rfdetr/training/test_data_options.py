@@ -1,0 +1,148 @@
+"""Sampling, weights, shapes and mixing of training samples: the same for any workers, processes, storage, and after a resume."""
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rfdetr.data.packing import pack_dataset
+from rfdetr.errors import InputError
+from rfdetr.training import build_trainer, train
+from rfdetr.training import data as run_data
+from rfdetr.training.data import build_train_loader, class_weights, open_run_data
+
+sys.path.append(str(Path(__file__).parents[2] / "faults"))
+import small_runs as faults
+
+SIZES = ((64, 64), (40, 96), (96, 40), (48, 64))  # h, w
+NAMES = ("bright", "dark", "rare")
+OPTIONS = {
+    "repeat_factor": {"data.sampling": "repeat_factor", "data.repeat_threshold": 0.5, "loss.class_weights": "balanced"},
+}
+every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def write_split(folder: Path, num_images: int, names: tuple[str, ...] = NAMES) -> None:
+    """Write pictures of several shapes with one or two rectangles, which have masks; the third class is on every sixth."""
+    folder.mkdir(parents=True)
+    generator, images, annotations = np.random.default_rng(num_images), [], []
+    for number in range(num_images):
+        height, width = SIZES[number % len(SIZES)]
+        pixels = generator.integers(90, 160, (height, width, 3)).astype(np.uint8)
+        for place in range(1 + number % 2):
+            (x, y), (w, h) = generator.integers(2, 14, 2).tolist(), generator.integers(12, 24, 2).tolist()
+            label = 2 if number % 6 == 5 and place else number % 2
+            pixels[y : y + h, x : x + w] = (240, 20, 128)[label]
+            annotations.append({"id": len(annotations), "image_id": number, "category_id": 1 + label, "bbox": [x, y, w, h],
+                                "area": w * h, "iscrowd": 0, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]})
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
+    content = {"images": images, "annotations": annotations,
+               "categories": [{"id": 1 + label, "name": name} for label, name in enumerate(names)]}
+    (folder / "_annotations.coco.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    root = tmp_path_factory.mktemp("data") / "set"
+    for split, num_images in (("train", 24), ("valid", 6)):
+        write_split(root / split, num_images)
+    return str(root)
+
+
+def config(data: str, folder: Path = Path("unused"), **settings):
+    return faults.config(data, folder, **{"model.variant": "pico_seg", "model.group_detr": 1, "data.augment": "default",
+                                          "data.multi_scale": True, **settings})
+
+
+def batches(run, epoch: int = 1, start_batch: int = 0) -> list[tuple]:
+    """Tensors of the batches of an epoch, from a batch on."""
+    loader = build_train_loader(run, open_run_data(run), torch.device("cpu"))
+    loader.batch_sampler.set_epoch(epoch, start_batch)
+    return [(samples.tensors, samples.mask, targets) for samples, targets in loader]
+
+
+def flat(found: list[tuple]) -> list[torch.Tensor]:
+    return [tensor for tensors, mask, targets in found
+            for tensor in (tensors, mask, *(value for target in targets for _, value in sorted(target.items())))]
+
+
+def same(one: list[tuple], other: list[tuple]) -> bool:
+    pairs = list(zip(flat(one), flat(other), strict=True))
+    return bool(pairs) and all(torch.equal(*pair) for pair in pairs)
+
+
+@every_option
+def test_samples_do_not_depend_on_workers_processes_or_storage(data, tmp_path, monkeypatch, options):
+    run = config(data, **options, **{"data.batch_size": 4})
+    whole = batches(run)
+    assert not same(whole, batches(run, epoch=0)) and same(whole[2:], batches(run, start_batch=2))
+    assert same(whole, batches(replace(run, data=replace(run.data, num_workers=2))))
+    assert same(whole, batches(replace(run, data=replace(run.data, cache="ram"))))
+    pack_dataset(Path(data), tmp_path / "shards")
+    assert same(whole, batches(replace(run, data=replace(run.data, dataset_dir=str(tmp_path / "shards")))))
+    monkeypatch.setattr(run_data, "world_size", lambda: 2)
+    halves = []
+    for rank in range(2):
+        monkeypatch.setattr(run_data, "rank", lambda rank=rank: rank)
+        halves.append(batches(replace(run, data=replace(run.data, batch_size=2))))
+    joined = [(torch.cat([one[0], two[0]]), torch.cat([one[1], two[1]]), one[2] + two[2]) for one, two in zip(*halves)]
+    assert same(whole, joined)
+
+
+@every_option
+def test_a_run_that_was_stopped_in_an_epoch_goes_on_with_the_same_bits(data, tmp_path, options):
+    settings = {**options, "data.batch_size": 4, "train.epochs": 2}
+    train(config(data, tmp_path / "straight", **settings))
+    stopped = config(data, tmp_path / "stopped", **settings)
+    trainer = build_trainer(stopped)
+    hook = next(hook for hook in trainer.hooks if hook.name == "InterruptHook")
+    hook.after_step = lambda trainer: trainer.interrupt("stopped") if trainer.step == 8 else None
+    trainer.train()
+    assert trainer.epoch_step == 2
+    train(stopped, resume="auto")
+    assert not faults.same_results(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_weights_of_classes_by_name_and_balanced(data, caplog):
+    """24 images: 12 with a bright box, 20 boxes dark, 4 rare."""
+    caplog.set_level(logging.INFO)
+    opened = open_run_data(config(data))
+    weights = class_weights(replace(config(data).loss, class_weights="balanced"), opened)
+    counts = np.array([12, 20, 4])
+    assert opened.train_set.class_counts().tolist() == counts.tolist()
+    np.testing.assert_allclose(weights[:3], 12 / counts)
+    assert "loss.class_weights: bright 1, dark 0.6, rare 3" in caplog.text
+    assert class_weights(replace(config(data).loss, class_weights={"Rare": 4.0}), opened) == [1, 1, 4, 1]
+    with pytest.raises(InputError, match=r"loss\.class_weights: there is no class 'rara'; the classes are bright, dark, rare"):
+        class_weights(replace(config(data).loss, class_weights={"rara": 4.0}), opened)
+    assert class_weights(config(data).loss, opened) is None
+
+
+def test_factors_that_repeat_nothing_are_said(data, caplog):
+    build_train_loader(config(data, **{"data.sampling": "repeat_factor"}), open_run_data(config(data)), torch.device("cpu"))
+    assert "repeat_factor repeats nothing, since each class is on 0.1 of the images or more" in caplog.text
+
+
+class Pairs(torch.utils.data.Dataset):
+    class_names = NAMES
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int):
+        return torch.zeros(3, 64, 64), {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}
+
+
+@pytest.mark.parametrize(("options", "named"), [
+    (OPTIONS["repeat_factor"], "data.sampling, loss.class_weights"),
+], ids=str)  # fmt: skip
+def test_what_needs_annotations_is_refused_for_a_data_set_of_ones_own(data, options, named):
+    with pytest.raises(InputError, match=f"^train_set: {named} cannot act"):
+        open_run_data(config(data, **options), Pairs(), Pairs())
