@@ -37,13 +37,13 @@ def open_dataset(
     with_masks: bool = False,
     augment: str | Sequence[Callable | dict] = "default",
     on_bad_image: str = "fail",
-    exif: str = "apply",
     cache: str = "none",
     white_level: int | None = None,
     max_pixels: int = MAX_PIXELS,
     val_fraction: float = VAL_FRACTION,
     allow_outside: bool = False,
     raw: RawSplit | None = None,
+    **options: Any,
 ) -> DetectionDataset:
     """Read one split and say in one log line what it holds.
 
@@ -55,7 +55,7 @@ def open_dataset(
         label_map: that of the training split or of a checkpoint, whose classes are found by name (`match_classes`); None makes
             it from the train split; "coco" keeps category ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
-        on_bad_image, exif, max_pixels: see `DetectionDataset`.
+        on_bad_image, max_pixels: see `DetectionDataset`, whose `exif` and `letterbox` are among the options.
         white_level: see `read_image`; None: decided by the train split's pictures, for all splits (white_level.py).
         cache: "ram" keeps the files of all images in memory.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
@@ -84,7 +84,7 @@ def open_dataset(
         find_train = None if split == "train" else partial(_find_train, dataset_dir, **reading)
         white_level = find_white_level(raw, find_train, max_pixels=max_pixels)
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
-                            on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
+                            on_bad_image=on_bad_image, white_level=white_level, max_pixels=max_pixels, **options)
 
 
 def _read_strictly(dataset_dir: str | Path, split: str, on_bad_image: str, **reading: Any) -> RawSplit:

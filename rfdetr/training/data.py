@@ -58,13 +58,15 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
         train_set = open_split(config.data, architecture, "train", raw=splits.get("train"))
     else:
         _refuse_own_data(config, is_opened=isinstance(train_set, DetectionDataset))
-        train_set = OwnDataset.of(train_set, architecture, training=True, num_classes=config.model.num_classes)
+        train_set = OwnDataset.of(train_set, architecture, training=True, num_classes=config.model.num_classes,
+                                  letterbox=letterbox_cell(config.data, architecture))
     architecture = architecture_for(config, train_set.label_map)
     if val_set is None:
         data = replace(config.data, white_level=getattr(train_set, "white_level", None))  # one for all splits
         val_set = open_split(data, architecture, "val", train_set.label_map, raw=splits.get("val"))
     else:
-        val_set = OwnDataset.of(val_set, architecture, training=False, label_map=train_set.label_map)
+        val_set = OwnDataset.of(val_set, architecture, training=False, label_map=train_set.label_map,
+                                letterbox=letterbox_cell(config.data, architecture))
     return RunData(train_set, val_set, architecture)
 
 
@@ -92,8 +94,14 @@ def open_split(
     return open_dataset(
         folder, split, image_size=architecture.input_size, training=split == "train", format=format, paths=config.splits,
         label_map=label_map or kind, with_masks=architecture.segmentation_head, augment=config.augment,
-        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw, **_reading(config),
+        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw,
+        letterbox=letterbox_cell(config, architecture), **_reading(config),
     )
+
+
+def letterbox_cell(config: DataConfig, architecture: ModelConfig) -> int | None:
+    """Return what `DetectionDataset` and `predict` take as `letterbox`."""
+    return architecture.cell_size if config.resize == "letterbox" else None
 
 
 def check_splits(config: RunConfig) -> dict[str, RawSplit]:
@@ -116,7 +124,7 @@ def check_data(config: DataConfig, input_size: tuple[int, int], num_queries: int
     """Check the data set of a run, for a model of this input (H, W) and number of queries; options of `check_dataset`."""
     folder, format = data_folder(config)
     return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries,
-                         **_reading(config), **options)
+                         letterbox=config.resize == "letterbox", **_reading(config), **options)
 
 
 def _reading(config: DataConfig) -> dict[str, Any]:

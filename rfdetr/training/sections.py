@@ -78,6 +78,9 @@ class DataConfig:
     augment: str | list[dict[str, Any]] = "default"
     """Recipe of the training images (none, default, flips, light, conservative, aggressive, aerial, industrial), or a list
     of torchvision v2 transforms by class_path."""
+    resize: Literal["stretch", "letterbox"] = "stretch"
+    """How pictures become as large as the input, in training, evaluation and prediction: stretched to its shape, as published, or
+    in their own shape (to whole patches), padded on the right or at the bottom."""
     multi_scale: bool = True
     """Train every step at a scale of its own around model.resolution."""
     expanded_scales: bool = True

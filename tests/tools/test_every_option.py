@@ -68,6 +68,7 @@ EFFECTS = {
     "data.eval_batch_size": Effect(see.batch_shapes, 1),
     "data.num_workers": Effect(see.workers, 2),
     "data.augment": Effect(see.pixels, "flips"),
+    "data.resize": Effect(see.pixels, "letterbox", {"data.dataset_dir": "wide"}),
     "data.multi_scale": Effect(see.batch_shapes, True),
     "data.expanded_scales": Effect(see.batch_shapes, False, {"data.multi_scale": True}),
     "data.sampling": Effect(see.pixels, "repeat_factor", {"data.repeat_threshold": 1.0}),
@@ -195,6 +196,11 @@ def workplace(tmp_path_factory, dataset_dir, finished_run) -> Path:
     Image.open(picture).save(picture, exif=orientation)
     write_split(folder / "lone" / "images", 8)  # one file for all, beside the folder of the images
     shutil.copytree(folder / "data", folder / "renamed")
+    shutil.copytree(folder / "data", folder / "wide")
+    for path in (folder / "wide").rglob("*.png"):
+        Image.open(path).crop((0, 0, 64, 32)).save(path)
+    for path in (folder / "wide").rglob("*.json"):
+        path.write_text(path.read_text().replace('"height": 64', '"height": 32'))
     for path in (folder / "renamed").rglob("*.json"):
         path.write_text(path.read_text().replace('"dark"', '"dim"'))
     (folder / "lone" / "images" / "_annotations.coco.json").rename(folder / "lone" / "annotations.json")

@@ -13,7 +13,9 @@ from PIL import Image
 
 from rfdetr.data.packing import pack_dataset
 from rfdetr.errors import InputError
-from rfdetr.training import build_trainer, train
+from rfdetr.models.postprocess import PostProcess
+from rfdetr.nested_tensor import collate
+from rfdetr.training import build_trainer, evaluate, predict, train
 from rfdetr.training import data as run_data
 from rfdetr.training.data import build_train_loader, class_weights, open_run_data
 
@@ -24,6 +26,7 @@ SIZES = ((64, 64), (40, 96), (96, 40), (48, 64))  # h, w
 NAMES = ("bright", "dark", "rare")
 OPTIONS = {
     "repeat_factor": {"data.sampling": "repeat_factor", "data.repeat_threshold": 0.5, "loss.class_weights": "balanced"},
+    "letterbox": {"data.resize": "letterbox", "model.resolution": (64, 96), "data.augment": "aerial"},
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -130,6 +133,62 @@ def test_factors_that_repeat_nothing_are_said(data, caplog):
     assert "repeat_factor repeats nothing, since each class is on 0.1 of the images or more" in caplog.text
 
 
+@pytest.mark.parametrize("augment", ["none", "aerial", [{"class_path": "torchvision.transforms.v2.RandomVerticalFlip"}]], ids=str)
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_boxes_and_masks_are_where_the_pixels_are_and_padding_is_masked(data, resize, augment):
+    run = config(data, **{"data.resize": resize, "data.augment": augment, "model.resolution": (64, 96), "data.batch_size": 6})
+    (val_image, val_target), fills = open_run_data(run).val_set[1], set()
+    assert val_target["masks"].shape[1:] == SIZES[1] and torch.equal(val_target["orig_size"], torch.tensor(SIZES[1]))
+    assert tuple(val_image.shape[1:]) == ((32, 96) if resize == "letterbox" else (64, 96))  # 40 x 96, to whole patches of 16
+    for images, masks, targets in batches(run):
+        canvas = targets[0].get("canvas", targets[0]["size"]).tolist()
+        assert images.shape == (6, 3, *canvas) and masks.shape == (6, *canvas), "that of the step, whatever is on it"
+        for image, mask, target in zip(images, masks, targets):
+            height, width = target["size"].tolist()
+            fills.add([height, width] == canvas)
+            assert not mask[:height, :width].any() and mask[height:].all() and mask[:, width:].all()
+            assert not image[:, mask].any() and target["masks"].shape[1:] == mask.shape
+            for box, shown, label in zip(target["boxes"], target["masks"], target["labels"]):
+                if label == 2 or not shown.any():
+                    continue
+                rows, columns = shown.any(1).nonzero().flatten(), shown.any(0).nonzero().flatten()
+                found = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+                x, y, w, h = (box * torch.tensor([width, height, width, height])).tolist()
+                assert found.tolist() == pytest.approx([x - w / 2, y - h / 2, x + w / 2, y + h / 2], abs=1.5)
+                inside, whole = image[0][shown].mean(), image[0, :height, :width].mean()
+                assert (inside > whole) == (label == 0) or shown.sum() > 0.6 * height * width
+    assert fills == ({True, False} if resize == "letterbox" else {True})
+
+
+def test_the_shape_of_pictures_is_in_the_checkpoint_for_evaluation_and_prediction(data, tmp_path):
+    settings = {"data.resize": "letterbox", "data.batch_size": 4, "train.epochs": 1, "model.variant": "pico_seg"}
+    run = config(data, tmp_path / "run", **settings)
+    trainer = build_trainer(run)
+    trainer.train()
+    best = tmp_path / "run" / "checkpoint_best_regular.pth"
+    measured = evaluate(best)["metrics"]
+    assert measured == {name: value for name, value in trainer.metrics.items() if name in measured}
+    assert measured != evaluate(best, data={"resize": "stretch"})["metrics"]
+    model, val_set, postprocess = trainer.eval_models["regular"].eval(), open_run_data(run).val_set, PostProcess(10)
+    for index in (1, 2):  # a wide and a tall picture
+        samples, (target,) = collate([val_set[index]])
+        (expected,) = postprocess(model(samples), target["orig_size"][None])
+        (found,) = predict(best, val_set.image_path(index), threshold=0.0)
+        assert found["masks"].shape[1:] == (1, *SIZES[index])
+        for name in ("boxes", "scores", "labels", "masks"):
+            torch.testing.assert_close(found[name], expected[name][expected["labels"] < len(NAMES)])
+
+
+def test_masks_of_a_padded_image_are_cut_from_the_input():
+    logits = torch.full((1, 1, 8, 8), -1.0)
+    logits[0, 0, :2, :8] = 1.0  # the upper half of the image, which is the upper half of the input
+    outputs = {"pred_logits": torch.ones(1, 1, 1), "pred_boxes": torch.tensor([[[0.5, 0.25, 1.0, 0.5]]]), "pred_masks": logits,
+               "valid_extent": torch.tensor([[0.5, 1.0]])}
+    (result,) = PostProcess(1)(outputs, torch.tensor([[40, 80]]))
+    assert result["boxes"].tolist() == [[0, 0, 80, 20]]
+    assert result["masks"][0, 0].any(1).nonzero().flatten().tolist() == list(range(20))
+
+
 class Pairs(torch.utils.data.Dataset):
     class_names = NAMES
 
@@ -146,3 +205,17 @@ class Pairs(torch.utils.data.Dataset):
 def test_what_needs_annotations_is_refused_for_a_data_set_of_ones_own(data, options, named):
     with pytest.raises(InputError, match=f"^train_set: {named} cannot act"):
         open_run_data(config(data, **options), Pairs(), Pairs())
+
+
+def test_a_data_set_of_ones_own_is_letterboxed_too(data):
+    class Wide(Pairs):
+        def __getitem__(self, index: int):
+            return np.zeros((20, 60, 3), np.uint8), {"boxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]]), "labels": [0],
+                                                     "masks": torch.ones(1, 20, 60)}
+
+    run = config(data, **{"data.resize": "letterbox", "data.multi_scale": False, "model.resolution": 96})
+    opened = open_run_data(run, Wide(), Wide())
+    (samples, (target, _)), *_ = build_train_loader(run, opened, torch.device("cpu"))
+    assert samples.shape == (2, 3, 96, 96) and (~samples.mask[0]).nonzero().max(0).values.tolist() == [31, 95]
+    assert torch.equal(target["masks"][0], ~samples.mask[0])
+    assert opened.val_set[0][0].shape == (3, 32, 96) and opened.val_set[0][1]["masks"].shape == (1, 20, 60)
