@@ -115,6 +115,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other across sections."""
         _check_average(self)
+        _check_classes(self)
         _check_epochs(self)
         if self.train.strategy == "fsdp" and self.train.precision == "fp16":
             raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
@@ -135,6 +136,15 @@ def _check_average(config: RunConfig) -> None:
     if config.train.strategy == "fsdp" and config.ema.enabled:
         raise InputError("train.strategy: fsdp divides the weights over processes, where no average is kept; "
                          "set ema.enabled to false, or use ddp")
+
+
+def _check_classes(config: RunConfig) -> None:
+    """Refuse to tell the classes apart where all are taken for one."""
+    if config.data.single_class:
+        for name, is_set in {"loss.class_weights": config.loss.class_weights is not None,
+                             "data.sampling": config.data.sampling == "repeat_factor"}.items():
+            if is_set:
+                raise InputError(f"{name}: tells classes apart, of which data.single_class makes one; leave one of the two out")
 
 
 def _check_epochs(config: RunConfig) -> None:

@@ -28,6 +28,7 @@ from rfdetr.datacheck import DatasetCheck, check_dataset
 from rfdetr.errors import InputError
 from rfdetr.losses.config import LossConfig
 from rfdetr.shapes.dataset import make_shapes
+from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
 from rfdetr.training.own_data import OwnDataset
 from rfdetr.training.sections import DataConfig
@@ -72,29 +73,35 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
 
 def _refuse_own_data(config: RunConfig, *, is_opened: bool) -> None:
     """Refuse settings that cannot act on a train_set of one's own."""
-    of_annotations = {"data.sampling": config.data.sampling == "repeat_factor",
-                      "loss.class_weights": config.loss.class_weights == "balanced"}
-    needed = {} if is_opened else of_annotations  # a DetectionDataset knows its annotations
-    if found := [name for name, is_set in needed.items() if is_set]:
+    data = config.data
+    of_opening = {"data.classes": data.classes is not None, "data.single_class": data.single_class,
+                  "data.fraction": data.fraction < 1}
+    of_annotations = {"data.sampling": data.sampling == "repeat_factor",
+                      "loss.class_weights": config.loss.class_weights == "balanced"}  # which a DetectionDataset knows
+    if found := [name for name, is_set in (of_opening | ({} if is_opened else of_annotations)).items() if is_set]:
         raise InputError(f"train_set: {', '.join(found)} cannot act on a data set of one's own; leave it out, or name a "
                          "folder by data.dataset_dir")
 
 
 def open_split(
-    config: DataConfig, architecture: ModelConfig, split: str, label_map: LabelMap | None = None, *, raw: RawSplit | None = None
+    config: DataConfig, architecture: ModelConfig, split: str, label_map: LabelMap | None = None, *, raw: RawSplit | None = None,
+    training: bool | None = None,
 ) -> Dataset:
-    """Open the split "train", "val" or "test" for a model of this input size; only "train" is augmented.
+    """Open the split "train", "val" or "test" for a model of this input size.
 
     Args:
         label_map: of the training split or of a checkpoint; without it, it is made from the train split.
         raw: the split as `check_splits` has read it.
+        training: give augmented samples (default: of "train").
     """
     folder, format = data_folder(config)
     kind = "coco" if config.label_map == "coco" else None
+    training = split == "train" if training is None else training
     return open_dataset(
-        folder, split, image_size=architecture.input_size, training=split == "train", format=format, paths=config.splits,
+        folder, split, image_size=architecture.input_size, training=training, format=format, paths=config.splits,
         label_map=label_map or kind, with_masks=architecture.segmentation_head, augment=config.augment,
         on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw,
+        classes=config.classes, single_class=config.single_class, fraction=config.fraction,
         letterbox=letterbox_cell(config, architecture), **_reading(config),
     )
 
@@ -110,6 +117,7 @@ def check_splits(config: RunConfig) -> dict[str, RawSplit]:
     check = check_data(config.data, architecture.input_size, architecture.num_queries, quick=True,
                        with_masks=architecture.segmentation_head)
     tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
+    tolerated += ["other_classes"] if config.data.single_class else []
     tolerated += ["missing_image", "no_image_size"] if config.data.on_bad_image == "skip" else []
     check.findings.refuse_errors(config.data.dataset_dir, but=tolerated)
     for split, when in {"val": "during training", "test": "at the end"}.items():
@@ -125,6 +133,27 @@ def check_data(config: DataConfig, input_size: tuple[int, int], num_queries: int
     folder, format = data_folder(config)
     return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries,
                          letterbox=config.resize == "letterbox", **_reading(config), **options)
+
+
+def open_eval_sets(config: RunConfig, data: RunData, device: torch.device) -> dict[str, DetectionLoader]:
+    """Make the loader of each of eval.sets, whose classes are matched with those of the training."""
+    loaders = {}
+    for name in config.eval.sets:
+        found, split = eval_set(config, name)
+        found = replace(found, white_level=getattr(data.train_set, "white_level", None))  # one for all splits
+        with bad_input(f"eval.sets: {name}: "):
+            dataset = open_split(found, data.architecture, split, data.label_map, training=False)
+        logger.info("eval.sets: %s: evaluated is the %s split of %s", name, split, found.dataset_dir)
+        loaders[name] = build_eval_loader(config.data, dataset, data.architecture, device)
+    return loaders
+
+
+def eval_set(config: RunConfig, name: str) -> tuple[DataConfig, str]:
+    """Return where one of eval.sets is, and which split of it is evaluated: the first that it has of val, test and train."""
+    found = replace(config.data, dataset_dir=config.eval.sets[name], format="auto", splits=None)
+    with bad_input(f"eval.sets: {name}: "):
+        splits = data_splits(found)
+    return found, next(split for split in ("val", "test", "train") if split in splits)
 
 
 def _reading(config: DataConfig) -> dict[str, Any]:

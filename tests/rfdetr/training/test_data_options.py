@@ -26,6 +26,7 @@ SIZES = ((64, 64), (40, 96), (96, 40), (48, 64))  # h, w
 NAMES = ("bright", "dark", "rare")
 OPTIONS = {
     "repeat_factor": {"data.sampling": "repeat_factor", "data.repeat_threshold": 0.5, "loss.class_weights": "balanced"},
+    "part": {"data.classes": ("dark", "rare"), "data.fraction": 0.8, "data.single_class": True},
     "letterbox": {"data.resize": "letterbox", "model.resolution": (64, 96), "data.augment": "aerial"},
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -106,7 +107,7 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_with_the_same_bits(data, tmp
     stopped = config(data, tmp_path / "stopped", **settings)
     trainer = build_trainer(stopped)
     hook = next(hook for hook in trainer.hooks if hook.name == "InterruptHook")
-    hook.after_step = lambda trainer: trainer.interrupt("stopped") if trainer.step == 8 else None
+    hook.after_step = lambda trainer: trainer.interrupt("stopped") if trainer.step == trainer.steps_per_epoch + 2 else None
     trainer.train()
     assert trainer.epoch_step == 2
     train(stopped, resume="auto")
@@ -131,6 +132,44 @@ def test_weights_of_classes_by_name_and_balanced(data, caplog):
 def test_factors_that_repeat_nothing_are_said(data, caplog):
     build_train_loader(config(data, **{"data.sampling": "repeat_factor"}), open_run_data(config(data)), torch.device("cpu"))
     assert "repeat_factor repeats nothing, since each class is on 0.1 of the images or more" in caplog.text
+
+
+def test_a_part_of_the_classes_and_of_the_images(data, caplog):
+    caplog.set_level(logging.INFO)
+    opened = open_run_data(config(data, **{"data.classes": ("Rare", "dark")}))
+    assert opened.label_map.names == ["dark", "rare"] and opened.architecture.num_classes == 2
+    assert opened.train_set.class_counts().tolist() == [20, 4] and len(opened.train_set) == 24
+    assert opened.val_set.num_images == 6 and opened.val_set.label_map == opened.label_map
+    assert "data.classes: dark, rare: 24 of the 36 objects of" in caplog.text
+    assert "left out" not in caplog.text
+    with pytest.raises(InputError, match=r"^data\.classes: there is no class 'cat'; the classes are bright, dark, rare$"):
+        open_run_data(config(data, **{"data.classes": ("dark", "cat")}))
+    one = open_run_data(config(data, **{"data.single_class": True}))
+    assert one.label_map.names == ["object"] and one.train_set.class_counts().tolist() == [36] and one.val_set.num_boxes == 9
+    assert "data.single_class: the 3 classes of" in caplog.text
+    ids = [{part.train_set.image_id(index) for index in range(len(part.train_set))} for part in (
+        open_run_data(config(data, **{"data.fraction": fraction})) for fraction in (0.01, 0.25, 0.5, 1.0))]
+    assert [len(found) for found in ids] == [1, 6, 12, 24] and ids[0] < ids[1] < ids[2] < ids[3]
+    assert "data.fraction: 0.25: 6 of the 24 images of" in caplog.text
+
+
+def test_further_sets_are_evaluated_by_name_of_their_classes(data, tmp_path, caplog):
+    """Of the second set the ids are others, and one class is unknown."""
+    caplog.set_level(logging.INFO)
+    write_split(tmp_path / "night" / "test", 12, names=("dark", "bright", "other"))
+    sets = {"day": data, "night": str(tmp_path / "night")}
+    results = train(config(data, tmp_path / "run", **{"eval.sets": sets, "model.variant": "pico", "data.batch_size": 4}))
+    metrics = results["best"]["metrics"]
+    names = [name.removeprefix("val/") for name in metrics if name.startswith("val/")]
+    assert {f"{name}/{metric}" for name in ("night", "day") for metric in names if "rare" not in metric} <= metrics.keys()
+    assert all(metrics[f"day/{name}"] == metrics[f"val/{name}"] for name in names), "the same pictures"
+    assert "test split: 12 images" in caplog.text
+    assert "eval.sets: night: evaluated is the test split of" in caplog.text and "'dark' (id 1) is 'dark' (id 2)" in caplog.text
+    lines = [line for line in faults.lines(tmp_path / "run") if "val/mAP_50" in line]
+    assert all("night/ema_mAP_50" in line and "night/AP/dark" in line for line in lines) and len(lines) == 2
+    with pytest.raises(InputError, match=r"^eval\.sets: night: .*none of its classes"):
+        write_split(tmp_path / "dusk" / "test", 6, names=("cat", "dog", "cow"))
+        build_trainer(config(data, tmp_path / "other", **{"eval.sets": {"night": str(tmp_path / "dusk")}}))
 
 
 @pytest.mark.parametrize("augment", ["none", "aerial", [{"class_path": "torchvision.transforms.v2.RandomVerticalFlip"}]], ids=str)
@@ -201,6 +240,7 @@ class Pairs(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize(("options", "named"), [
     (OPTIONS["repeat_factor"], "data.sampling, loss.class_weights"),
+    (OPTIONS["part"], "data.classes, data.single_class, data.fraction"),
 ], ids=str)  # fmt: skip
 def test_what_needs_annotations_is_refused_for_a_data_set_of_ones_own(data, options, named):
     with pytest.raises(InputError, match=f"^train_set: {named} cannot act"):
