@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from rfdetr.data.annotations import Annotations
 from rfdetr.data.images import MAX_PIXELS, ImageError, fit_size, normalize, preprocess, read_image, resize, to_float
 from rfdetr.data.label_map import LabelMap
+from rfdetr.data.mixing import Cell, Mixing, covering
 from rfdetr.data.recipes import Recipe
 from rfdetr.data.samplers import SampleKey, repeat_factors
 from rfdetr.data.scene import Scene
@@ -45,6 +46,7 @@ class DetectionDataset(Dataset):
         letterbox: pictures keep their shape, to whole cells of so many pixels (`fit_size`), and the target says in `canvas` (2,)
             h, w what the batch pads them to, at the bottom and on the right; masks of a training sample are padded here. None:
             they fill the input.
+        mixing: mixes samples asked for with a key; None: each shows one picture.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class DetectionDataset(Dataset):
         white_level: int | None = None,
         max_pixels: int = MAX_PIXELS,
         letterbox: int | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         if white_level is not None and white_level < 1:
             raise InputError(f"data.white_level: {white_level} is not possible; it must be 1 or more, or left out")
@@ -73,6 +76,7 @@ class DetectionDataset(Dataset):
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.augment, self.on_bad_image, self.exif = augment, on_bad_image, exif
         self.white_level, self.max_pixels, self.letterbox = white_level, max_pixels, letterbox
+        self.mixing = mixing
         self._annotations = annotations
 
     @property
@@ -106,11 +110,13 @@ class DetectionDataset(Dataset):
         return int(self._annotations.image_ids[index])
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(key, SampleKey) and key.size is None:
+            key = key._replace(size=self.image_size)
         try:
             if not isinstance(key, SampleKey):
                 target = self._plain_target(index := range(len(self))[key])
                 return preprocess(self._read(index), tuple(target["size"].tolist())), target
-            scene = self._scene(key)
+            scene = self._mixed(key)
             return normalize(scene.pixels), self._train_target(key, scene)
         except ImageError as error:
             if self.on_bad_image == "fail":
@@ -123,7 +129,8 @@ class DetectionDataset(Dataset):
         num_bytes = height * width * (3 * 4 + 1)  # float32, and the mask of the padding
         if self.with_masks:
             pixels = height * width if size else self._annotations.image_sizes.prod(axis=1)
-            num_bytes += float((np.diff(self._annotations.offsets) * pixels).mean())
+            num_pictures = self.mixing.num_pictures if size and self.mixing else 1
+            num_bytes += num_pictures * float((np.diff(self._annotations.offsets) * pixels).mean())
         return num_bytes
 
     def share_memory(self) -> None:
@@ -138,22 +145,37 @@ class DetectionDataset(Dataset):
         return self._target(index, *objects, is_crowd, fit_size(*size, self.image_size, self.letterbox), self.image_size)
 
     def _train_target(self, key: SampleKey, scene: Scene) -> dict[str, Tensor]:
-        canvas = key.size or self.image_size
         masks, (height, width) = scene.masks, scene.size
         if masks is not None:
-            masks = pad(masks, (0, canvas[1] - width, 0, canvas[0] - height))
+            masks = pad(masks, (0, key.size[1] - width, 0, key.size[0] - height))
         objects = scene.boxes, scene.labels, scene.areas, masks, torch.zeros_like(scene.labels)  # no crowds
-        return self._target(key.index, *objects, scene.size, canvas)
+        return self._target(key.index, *objects, scene.size, key.size)
 
-    def _scene(self, key: SampleKey) -> Scene:
-        """Show a picture as its augmentation has it, at the size of the sample."""
-        return self._augmented(key, self.augment) if isinstance(self.augment, Recipe) else self._transformed(key, self.augment)
+    def _mixed(self, key: SampleKey) -> Scene:
+        if self.mixing is None or key.epoch >= self.mixing.end_epoch:
+            return self._scene(key)
+        try:
+            return self.mixing.mix(key, len(self), self._scene)
+        except ImageError:
+            if self.on_bad_image == "fail":
+                raise
+            return self._scene(key)  # a partner is bad, unless this picture is, which says so here
 
-    def _augmented(self, key: SampleKey, recipe: Recipe) -> Scene:
+    def _scene(self, key: SampleKey, cell: Cell | None = None) -> Scene:
+        """Show a picture as its augmentation has it, at the size of the sample or covering a cell."""
+        show = self._augmented if isinstance(self.augment, Recipe) else self._transformed
+        return show(key, self.augment, cell)
+
+    def _shown_size(self, height: float, width: float, key: SampleKey, cell: Cell | None) -> tuple[int, int]:
+        """Return the (h, w) that a view of this shape is resized to."""
+        size = fit_size(height, width, key.size, self.letterbox)
+        return size if cell is None else covering(size, *cell)
+
+    def _augmented(self, key: SampleKey, recipe: Recipe, cell: Cell | None) -> Scene:
         height, width = self._size(key.index)
         generator = key.generator()
         view = recipe.draw_view(generator, height, width)
-        size = fit_size(*view.shape(height, width), key.size or self.image_size, self.letterbox)
+        size = self._shown_size(*view.shape(height, width), key, cell)
         # cutting and resizing are one step, so only as many pixels as the result has need to be decoded
         pixels = self._read(key.index, min_size=_shown_at(view, size))
         view = view.snapped(*pixels.shape[-2:])
@@ -166,7 +188,7 @@ class DetectionDataset(Dataset):
         masks = self._masks(key.index, rows, size, lambda encoded: draw_view(encoded, height, width, view, size))
         return Scene(pixels, *self._objects(rows, boxes, masks))
 
-    def _transformed(self, key: SampleKey, transform: Callable) -> Scene:
+    def _transformed(self, key: SampleKey, transform: Callable, cell: Cell | None) -> Scene:
         """Apply one's own transforms to the picture at its full size, then resize."""
         index = key.index
         pixels = self._read(index)
@@ -176,7 +198,7 @@ class DetectionDataset(Dataset):
         labels = torch.from_numpy(self._annotations.labels[rows])
         seed = int(key.generator().integers(2**62))
         scene = apply_transforms(transform, pixels, self._annotations.boxes[rows], labels, masks, seed)
-        size = fit_size(*scene.size, key.size or self.image_size, self.letterbox)
+        size = self._shown_size(*scene.size, key, cell)
         pixels = scene.pixels if scene.pixels.dtype == torch.uint8 else (scene.pixels * 255).round().clamp(0, 255).byte()
         if (masks := scene.masks) is not None:
             masks = F.resize(masks, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
@@ -185,9 +207,8 @@ class DetectionDataset(Dataset):
     def _blank(self, key: SampleKey | int, message: str) -> tuple[Tensor, dict[str, Tensor | str]]:
         """Make the sample in place of one whose picture is bad."""
         if isinstance(key, SampleKey):
-            size = key.size or self.image_size
-            masks = torch.zeros(0, *size, dtype=torch.bool) if self.with_masks else None
-            pixels = to_float(torch.full((3, *size), GREY, dtype=torch.uint8))
+            masks = torch.zeros(0, *key.size, dtype=torch.bool) if self.with_masks else None
+            pixels = to_float(torch.full((3, *key.size), GREY, dtype=torch.uint8))
             target = self._train_target(key, Scene(pixels, *self._objects(self._rows(key.index)[:0], np.zeros((0, 4)), masks)))
         else:
             target = self._plain_target(range(len(self))[key])

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from rfdetr.errors import InputError
 
 MIN_STEPS = 5  # a smaller data set is drawn from with replacement until an epoch has as many steps
-_ORDER_STREAM, _SAMPLE_STREAM = 1, 2  # keep the two kinds of random streams apart
+_ORDER_STREAM, _SAMPLE_STREAM, _MIXING_STREAM = 1, 2, 3  # keep the kinds of random streams apart
 
 
 class SampleKey(NamedTuple):
@@ -21,10 +21,16 @@ class SampleKey(NamedTuple):
     epoch: int
     position: int  # in the epoch
     size: tuple[int, int] | None = None  # (H, W) to resize to; None: the data set's own
+    part: int = 0  # from 1 on: another picture that is mixed into the sample
 
     def generator(self) -> np.random.Generator:
-        """Return the only source of randomness of this sample."""
-        return np.random.default_rng((_SAMPLE_STREAM, self.seed, self.epoch, self.position))
+        """Return the only source of randomness of this picture."""
+        part = (self.part,) if self.part else ()
+        return np.random.default_rng((_SAMPLE_STREAM, self.seed, self.epoch, self.position, *part))
+
+    def mixing_generator(self) -> np.random.Generator:
+        """Return the source of randomness of what is mixed into this sample."""
+        return np.random.default_rng((_MIXING_STREAM, self.seed, self.epoch, self.position))
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):

@@ -10,6 +10,7 @@ from rfdetr.fields import check_fields
 from rfdetr.losses.config import LossConfig
 from rfdetr.training.parsing import read_config
 from rfdetr.training.sections import (
+    MIXED,
     DataConfig,
     DropConfig,
     EarlyStoppingConfig,
@@ -152,6 +153,9 @@ def _check_epochs(config: RunConfig) -> None:
     epochs = config.train.epochs
     if config.drop.mode != "standard" and config.drop.cutoff_epoch > epochs:
         raise InputError(f"drop.cutoff_epoch: {config.drop.cutoff_epoch} is after the last epoch ({epochs})")
+    off = config.data.mix_off_epochs
+    if off >= epochs and any(getattr(config.data, name) for name in MIXED):
+        raise InputError(f"data.mix_off_epochs: with {off} of {epochs} epochs (train.epochs) nothing is mixed; make it smaller")
     if config.eval.skip_first_epochs >= epochs:
         raise InputError(f"eval.skip_first_epochs: with {config.eval.skip_first_epochs} of {epochs} epochs (train.epochs) no "
                          "evaluation would count; make it smaller")

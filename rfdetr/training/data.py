@@ -23,6 +23,7 @@ from rfdetr.data import (
 )
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.class_matching import find_names
+from rfdetr.data.mixing import Mixing
 from rfdetr.data.shards import is_address
 from rfdetr.datacheck import DatasetCheck, check_dataset
 from rfdetr.errors import InputError
@@ -31,7 +32,7 @@ from rfdetr.shapes.dataset import make_shapes
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
 from rfdetr.training.own_data import OwnDataset
-from rfdetr.training.sections import DataConfig
+from rfdetr.training.sections import MIXED, DataConfig
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
     splits: dict[str, RawSplit] = {}
     if train_set is None:
         splits = check_splits(config) if is_main_process() else {}
-        train_set = open_split(config.data, architecture, "train", raw=splits.get("train"))
+        train_set = open_split(config.data, architecture, "train", raw=splits.get("train"), mixing=_mixing(config))
     else:
         _refuse_own_data(config, is_opened=isinstance(train_set, DetectionDataset))
         train_set = OwnDataset.of(train_set, architecture, training=True, num_classes=config.model.num_classes,
@@ -75,7 +76,7 @@ def _refuse_own_data(config: RunConfig, *, is_opened: bool) -> None:
     """Refuse settings that cannot act on a train_set of one's own."""
     data = config.data
     of_opening = {"data.classes": data.classes is not None, "data.single_class": data.single_class,
-                  "data.fraction": data.fraction < 1}
+                  "data.fraction": data.fraction < 1, **{f"data.{name}": getattr(data, name) > 0 for name in MIXED}}
     of_annotations = {"data.sampling": data.sampling == "repeat_factor",
                       "loss.class_weights": config.loss.class_weights == "balanced"}  # which a DetectionDataset knows
     if found := [name for name, is_set in (of_opening | ({} if is_opened else of_annotations)).items() if is_set]:
@@ -85,14 +86,14 @@ def _refuse_own_data(config: RunConfig, *, is_opened: bool) -> None:
 
 def open_split(
     config: DataConfig, architecture: ModelConfig, split: str, label_map: LabelMap | None = None, *, raw: RawSplit | None = None,
-    training: bool | None = None,
+    training: bool | None = None, mixing: Mixing | None = None,
 ) -> Dataset:
     """Open the split "train", "val" or "test" for a model of this input size.
 
     Args:
         label_map: of the training split or of a checkpoint; without it, it is made from the train split.
         raw: the split as `check_splits` has read it.
-        training: give augmented samples (default: of "train").
+        training: give augmented samples (default: of "train"); `mixing` of them, see `DetectionDataset`.
     """
     folder, format = data_folder(config)
     kind = "coco" if config.label_map == "coco" else None
@@ -101,9 +102,21 @@ def open_split(
         folder, split, image_size=architecture.input_size, training=training, format=format, paths=config.splits,
         label_map=label_map or kind, with_masks=architecture.segmentation_head, augment=config.augment,
         on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw,
-        classes=config.classes, single_class=config.single_class, fraction=config.fraction,
+        classes=config.classes, single_class=config.single_class, fraction=config.fraction, mixing=mixing,
         letterbox=letterbox_cell(config, architecture), **_reading(config),
     )
+
+
+def _mixing(config: RunConfig) -> Mixing | None:
+    """Return how training samples are mixed, and say so; None: they are not."""
+    data = config.data
+    chances = {"mosaic": data.mosaic, "copy_paste": data.copy_paste, "mixup": data.mixup}
+    if not any(chances.values()):
+        return None
+    end_epoch = config.train.epochs - data.mix_off_epochs
+    logger.info("mixed samples: %s; until epoch %d of %d", ", ".join(f"{name} {chance:g}" for name, chance in chances.items()),
+                end_epoch, config.train.epochs)
+    return Mixing(**chances, end_epoch=end_epoch)
 
 
 def letterbox_cell(config: DataConfig, architecture: ModelConfig) -> int | None:

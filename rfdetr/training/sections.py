@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rfdetr.errors import InputError
 from rfdetr.fields import check_choices, check_fields, is_count, is_fraction, is_name_or_none, is_not_negative, is_positive
 
+MIXED = ("mosaic", "copy_paste", "mixup")  # fields of DataConfig
 RESERVED = ("train", "val", "test", "ema", "lr")  # what other metrics begin with
 
 
@@ -89,6 +90,14 @@ class DataConfig:
     augment: str | list[dict[str, Any]] = "default"
     """Recipe of the training images (none, default, flips, light, conservative, aggressive, aerial, industrial), or a list
     of torchvision v2 transforms by class_path."""
+    mosaic: float = 0.0
+    """Probability that a training sample shows parts of four pictures, each at 0.3 to 1 of its size."""
+    copy_paste: float = 0.0
+    """Probability that objects of another picture are pasted over a training sample, cut out by their masks, or else boxes."""
+    mixup: float = 0.0
+    """Probability that a training sample is blended with another picture, and has the objects of both."""
+    mix_off_epochs: int = 0
+    """Last epochs in which samples are not mixed, so that training ends on pictures as they are."""
     resize: Literal["stretch", "letterbox"] = "stretch"
     """How pictures become as large as the input, in training, evaluation and prediction: stretched to its shape, as published, or
     in their own shape (to whole patches), padded on the right or at the bottom."""
@@ -138,7 +147,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choices(self, "data")
         check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor", "max_pixels")
-        check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images")
+        check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images", *MIXED)
         check_fields(self, "data", "above 0 and at most 1", lambda value: 0 < value <= 1, "repeat_threshold", "fraction")
         check_fields(self, "data", "a list of different names", _are_names_or_none, "classes")
         check_fields(self, "data", "above 0 and below 1", lambda value: 0 < value < 1, "val_fraction")
@@ -146,7 +155,7 @@ class DataConfig:
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "eval_batch_size")
         check_fields(self, "data", "{split: {annotations: file, images: folder}} for train, val and test, or some of them",
                      _is_paths_or_none, "splits")
-        check_fields(self, "data", "0 or more", is_not_negative, "num_workers", "timeout_seconds")
+        check_fields(self, "data", "0 or more", is_not_negative, "num_workers", "timeout_seconds", "mix_off_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ REFUSED = [
     (("--data.single_class", "true", "--data.sampling", "repeat_factor"), r"^data\.sampling: tells classes apart"),
     (("--eval.sets", '{"val": "somewhere"}'), r"^eval\.sets: .*not train, val, test, ema, lr"),
     (("--eval.sets", '{"night": "nowhere"}'), r"^eval\.sets: night: nowhere: there is no such folder"),
+    (("--data.mosaic", "1.5"), r"^data\.mosaic: 1\.5 is not possible; it must be between 0 and 1"),
+    (("--data.mixup", "0.5", "--data.mix_off_epochs", "3"), r"^data\.mix_off_epochs: with 3 of 3 epochs .* nothing is mixed"),
     (("--data.augment", "wild"), r"^data\.augment: there is no recipe 'wild'; the recipes are none, default"),
     (("--data.augment", '[{"class_path": "torchvision.transforms.v2.Rotate"}]'), r"^data\.augment: there is no torchvision"),
     (("--hooks", '[{"class_path": "nowhere.MyHook"}]'), r"^hooks: .*'nowhere\.MyHook': No module named 'nowhere'"),
