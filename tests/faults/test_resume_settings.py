@@ -131,6 +131,7 @@ def test_moments_find_their_parameters_in_other_groups(data, stopped):
 @pytest.mark.parametrize(("changed", "message"), [
     ({"optim.optimizer": "SGD", "optim.optimizer_args": {}}, "the optimizer is SGD now and was AdamW"),
     ({"optim.optimizer_args": {"amsgrad": True}}, "need max_exp_avg_sq"),
+    ({"data.single_class": True}, "trained on other classes: the checkpoint has 2 classes, .* has 1 classes, 'object'"),
     ({"model.num_queries": 20}, "another model: model.num_queries 10 there, 20 here$"),
     ({"model.resolution": 128, "model.variant": "nano"}, "model.variant 'pico' there, 'nano' here; model.resolution 64 there"),
     ({"model.weights": "somewhere.pth"}, "model.weights was None and is 'somewhere.pth'"),

@@ -1,5 +1,6 @@
 """Sampling, weights, shapes and mixing of training samples: the same for any workers, processes, storage, and after a resume."""
 
+import copy
 import json
 import logging
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rfdetr.data import SampleKey
 from rfdetr.data.packing import pack_dataset
 from rfdetr.errors import InputError
 from rfdetr.models.postprocess import PostProcess
@@ -107,9 +109,9 @@ def test_samples_do_not_depend_on_workers_processes_or_storage(data, tmp_path, m
     assert same(whole, joined)
 
 
-@every_option
-def test_a_run_that_was_stopped_in_an_epoch_goes_on_with_the_same_bits(data, tmp_path, options):
-    settings = {**options, "data.batch_size": 4, "train.epochs": 2}
+def test_a_run_that_was_stopped_in_an_epoch_goes_on_with_the_same_bits(data, tmp_path):
+    settings = {**OPTIONS["repeat_factor"], **MIXED, "data.resize": "letterbox", "data.fraction": 0.8, "data.classes": NAMES,
+                "data.batch_size": 4, "train.epochs": 2, "eval.sets": {"night": data}}
     train(config(data, tmp_path / "straight", **settings))
     stopped = config(data, tmp_path / "stopped", **settings)
     trainer = build_trainer(stopped)
@@ -119,6 +121,33 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_with_the_same_bits(data, tmp
     assert trainer.epoch_step == 2
     train(stopped, resume="auto")
     assert not faults.same_results(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_bad_partner_is_not_mixed_in(tmp_path):
+    write_split(tmp_path / "set" / "train", 8)
+    write_split(tmp_path / "set" / "valid", 2)
+    settings = {"data.mosaic": 1.0, "data.augment": "none", "data.on_bad_image": "skip", "data.max_bad_images": 0.5}
+    whole = open_run_data(config(str(tmp_path / "set"), **settings)).train_set
+    keys = [SampleKey(position % 8, 7, 0, position) for position in range(40)]
+    expected = [whole[key] for key in keys]
+    (tmp_path / "set" / "train" / "3.png").write_bytes(b"no picture")
+    broken = open_run_data(config(str(tmp_path / "set"), **settings)).train_set
+    found = [broken[key] for key in keys]
+    assert [key.index for key, (_, target) in zip(keys, found) if "bad_image" in target] == [3] * 5
+    is_same = [torch.equal(image, other) for (image, _), (other, _) in zip(expected, found)]
+    assert 5 < sum(is_same) < 30, "those without it"
+    for key, (image, _), same_as_before in zip(keys, found, is_same):
+        if not same_as_before and key.index != 3:
+            assert torch.equal(image, replaced(broken, mixing=None)[key][0])
+    with pytest.raises(InputError, match=r"3\.png"):
+        [replaced(broken, on_bad_image="fail")[key] for key in keys if key.index != 3]
+
+
+def replaced(dataset, **changes):
+    """Return a data set with other attributes."""
+    other = copy.copy(dataset)
+    vars(other).update(changes)
+    return other
 
 
 def test_weights_of_classes_by_name_and_balanced(data, caplog):
