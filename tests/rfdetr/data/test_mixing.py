@@ -59,6 +59,13 @@ def test_without_masks_boxes_are_pasted_and_those_below_stay_whole_or_go():
     assert (below._replace(masks=torch.zeros(2, *SIZE, dtype=torch.bool)).pasted_over(mixed).pixels[0] == 0.9).sum() == 100
 
 
+def test_an_object_thinner_than_a_pixel_at_the_edge_is_kept_and_pasted():
+    thin = scene(0.9, (0, 0, 10, 10), masks=False)._replace(boxes=np.array([[0.999, 0.999, 1.0, 1.0]]))
+    assert thin.shapes().nonzero().tolist() == [[0, 19, 39]]
+    found = thin.pasted_over(scene(0.1, (0, 0, 5, 5), masks=False))
+    assert found.labels.tolist() == [9, 1] and found.boxes[0].tolist() == [0.999, 0.999, 1.0, 1.0]
+
+
 def test_a_covering_size_keeps_the_shape():
     assert covering((64, 96), (20, 60), 0.0) == (40, 60) and covering((64, 96), (20, 60), 1.0) == (64, 96)
     assert covering((16, 96), (32, 30), 0.7) == (32, 192), "a wide picture is enlarged where it has to be"

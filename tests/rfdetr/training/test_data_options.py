@@ -170,7 +170,7 @@ def test_factors_that_repeat_nothing_are_said(data, caplog):
     assert "repeat_factor repeats nothing, since each class is on 0.1 of the images or more" in caplog.text
 
 
-def test_a_part_of_the_classes_and_of_the_images(data, caplog):
+def test_a_part_of_the_classes_and_of_the_images(data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     opened = open_run_data(config(data, **{"data.classes": ("Rare", "dark")}))
     assert opened.label_map.names == ["dark", "rare"] and opened.architecture.num_classes == 2
@@ -183,6 +183,12 @@ def test_a_part_of_the_classes_and_of_the_images(data, caplog):
     one = open_run_data(config(data, **{"data.single_class": True}))
     assert one.label_map.names == ["object"] and one.train_set.class_counts().tolist() == [36] and one.val_set.num_boxes == 9
     assert "data.single_class: the 3 classes of" in caplog.text
+    write_split(tmp_path / "set" / "train", 24)
+    write_split(tmp_path / "set" / "valid", 6, names=("cat", "dog", "cow"))
+    other = str(tmp_path / "set")
+    assert open_run_data(config(other, **{"data.single_class": True})).val_set.num_boxes == 9, "names that differ do not matter"
+    with pytest.raises(InputError, match="classes are not those of the train split"):
+        open_run_data(config(other))
     ids = [{part.train_set.image_id(index) for index in range(len(part.train_set))} for part in (
         open_run_data(config(data, **{"data.fraction": fraction})) for fraction in (0.01, 0.25, 0.5, 1.0))]
     assert [len(found) for found in ids] == [1, 6, 12, 24] and ids[0] < ids[1] < ids[2] < ids[3]
