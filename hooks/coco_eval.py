@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,6 +25,7 @@ class COCOEvalHook(Hook):
         data_loader: yields ``(samples, targets)``; each rank passes its own share of the images.
         postprocess: ``(outputs, target_sizes) -> results``.
         class_names: name of label 0, 1, …
+        sets: further data, evaluated at the same time and published as ``<name>/mAP_50_95`` and so on.
         every_epochs: evaluate after every so many epochs, and after the last.
         models: which of ``trainer.eval_models`` to evaluate, where they are there.
 
@@ -45,10 +46,11 @@ class COCOEvalHook(Hook):
         iou_types: Sequence[str] = ("bbox",),
         precision: str = "fp32",
         split: str = "val",
+        sets: Mapping[str, Iterable] | None = None,
     ) -> None:
         if every_epochs < 1:
             raise ValueError(f"COCOEvalHook: every_epochs={every_epochs}; it must be 1 or more")
-        self.data_loader, self.postprocess = data_loader, postprocess
+        self.data_loader, self.postprocess, self.sets = data_loader, postprocess, dict(sets or {})
         self.class_names = list(class_names)
         self.every_epochs = every_epochs
         self.max_dets, self.per_class, self.iou_types = max_dets, per_class, tuple(iou_types)
@@ -75,9 +77,12 @@ class COCOEvalHook(Hook):
             for hook in trainer.hooks:
                 hook.before_eval(trainer, name)
         published = {}
-        for name, values in self._evaluate(trainer, models).items():
-            prefix = f"{self.split}/" if name == "regular" else f"{self.split}/{name}_"
-            published |= {prefix + key: value for key, value in values.items()}
+        for split, data_loader in {**self.sets, self.split: self.data_loader}.items():  # the last one's metrics stay for plots
+            found = {}
+            for name, values in self._evaluate(trainer, models, data_loader).items():
+                prefix = f"{split}/" if name == "regular" else f"{split}/{name}_"
+                found |= {prefix + key: value for key, value in values.items()}
+            published = found | published
         self._evaluated_epoch = trainer.epoch
         trainer.publish_metrics(published)
         return published
@@ -91,12 +96,15 @@ class COCOEvalHook(Hook):
     def _is_due(self, trainer: Trainer) -> bool:
         return trainer.epoch > 0 and (trainer.epoch % self.every_epochs == 0 or trainer.epoch == trainer.max_epochs)
 
-    def _evaluate(self, trainer: Trainer, models: dict[str, nn.Module]) -> dict[str, dict[str, float]]:
+    def _evaluate(
+        self, trainer: Trainer, models: dict[str, nn.Module], data_loader: Iterable
+    ) -> dict[str, dict[str, float]]:
         metrics = {
             name: DetectionMetrics(self.class_names, iou_types=self.iou_types, max_dets=self.max_dets, per_class=self.per_class)
             for name in models
         }
         if is_main_process():
             self.last_metrics = metrics
-        return evaluate(models, self.data_loader, self.postprocess, metrics, device=trainer.device, precision=self.precision,
-                        after_batch=evaluation_listener(trainer))
+        listener = evaluation_listener(trainer) if data_loader is self.data_loader else None
+        return evaluate(models, data_loader, self.postprocess, metrics, device=trainer.device, precision=self.precision,
+                        after_batch=listener)

@@ -120,9 +120,9 @@ class PlotsHook(Hook):
         model.eval()
         try:
             results = []
-            for image, target in samples:
-                size = torch.tensor([self.pictures.display_size(target["orig_size"])], device=device)
-                results += self.postprocess(model(image[None].to(device)), size)
+            for sample in samples:
+                size = torch.tensor([self.pictures.display_size(sample[1]["orig_size"])], device=device)
+                results += self.postprocess(model(self.pictures.batch([sample]).to(device)), size)
             return results
         finally:
             model.train(was_training)

@@ -1,5 +1,7 @@
 """Make a detector, its loss and its post-processing from their configurations."""
 
+from collections.abc import Sequence
+
 from rfdetr.config import ModelConfig
 from rfdetr.encoders import ENCODERS
 from rfdetr.losses import HungarianMatcher, SetCriterion
@@ -50,8 +52,14 @@ def build_postprocess(config: ModelConfig) -> PostProcess:
     return PostProcess(config.num_select)
 
 
-def build_criterion(config: ModelConfig, loss: LossConfig = LossConfig()) -> SetCriterion:
-    """Make the training loss of a detector, with the same weights for every layer that it returns."""
+def build_criterion(
+    config: ModelConfig, loss: LossConfig = LossConfig(), class_weights: Sequence[float] | None = None
+) -> SetCriterion:
+    """Make the training loss of a detector, with the same weights for every layer that it returns.
+
+    Args:
+        class_weights: of each logit (`SetCriterion`); ``loss.class_weights`` has names, which only data can resolve.
+    """
     has_masks = config.segmentation_head
     matcher = HungarianMatcher(
         loss.set_cost_class, loss.set_cost_bbox, loss.set_cost_giou, focal_alpha=loss.focal_alpha,
@@ -71,4 +79,5 @@ def build_criterion(config: ModelConfig, loss: LossConfig = LossConfig()) -> Set
         group_detr=config.group_detr,
         sum_group_losses=loss.sum_group_losses,
         mask_point_sample_ratio=loss.mask_point_sample_ratio,
+        class_weights=class_weights,
     )

@@ -59,6 +59,11 @@ class ModelConfig:
         return self.patch_size * self.num_windows
 
     @property
+    def cell_size(self) -> int:
+        """Pixels a side of a cell of the coarsest feature map; where padding begins between two of them, boxes would be off."""
+        return self.patch_size * 2 ** max(0, int(self.projector_scale[-1].removeprefix("P")) - 4)
+
+    @property
     def input_size(self) -> tuple[int, int]:
         """Network input (H, W) in pixels."""
         return (self.resolution, self.resolution) if isinstance(self.resolution, int) else tuple(self.resolution)

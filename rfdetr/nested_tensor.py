@@ -66,12 +66,12 @@ def _round_up(length: int, divisor: int) -> int:
     return -(-length // divisor) * divisor
 
 
-def pad_images(images: Sequence[Tensor], size_divisor: int = 1) -> NestedTensor:
-    """Stack images (3, h, w) into one batch as large as the largest of them, sides rounded up to `size_divisor`."""
+def pad_images(images: Sequence[Tensor], size_divisor: int = 1, min_size: tuple[int, int] = (0, 0)) -> NestedTensor:
+    """Stack images (3, h, w) into a batch as large as the largest of them and `min_size`, sides rounded up to `size_divisor`."""
     if not images:
         raise InputError("an empty list of images cannot be made into a batch; give at least one image (3, h, w)")
-    height = _round_up(max(image.shape[-2] for image in images), size_divisor)
-    width = _round_up(max(image.shape[-1] for image in images), size_divisor)
+    height = _round_up(max(min_size[0], *(image.shape[-2] for image in images)), size_divisor)
+    width = _round_up(max(min_size[1], *(image.shape[-1] for image in images)), size_divisor)
     batch_size, channels = len(images), images[0].shape[0]
     if all(image.shape[-2:] == (height, width) for image in images):
         mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=images[0].device)
@@ -86,6 +86,7 @@ def pad_images(images: Sequence[Tensor], size_divisor: int = 1) -> NestedTensor:
 
 
 def collate(batch: Sequence[tuple[Tensor, dict]], size_divisor: int = 1) -> tuple[NestedTensor, list[dict]]:
-    """Make a batch of dataset items (image (3, h, w), target): padded images and the list of targets as they are."""
+    """Make a batch of items (image (3, h, w), target): images padded to the targets' `canvas`, and the list of targets."""
     images, targets = zip(*batch) if batch else ((), ())
-    return pad_images(images, size_divisor), list(targets)
+    canvases = [target["canvas"].tolist() for target in targets if "canvas" in target]
+    return pad_images(images, size_divisor, tuple(map(max, zip((0, 0), *canvases)))), list(targets)

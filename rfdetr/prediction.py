@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from rfdetr.data.images import MAX_PIXELS, preprocess, read_image, to_rgb
+from rfdetr.data.images import MAX_PIXELS, fit_size, preprocess, read_image, to_rgb
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
 from rfdetr.evaluation.records import encode_masks
+from rfdetr.nested_tensor import pad_images
 from rfdetr.plots.pictures import draw_detections
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -32,6 +33,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def predict(
     model: nn.Module, postprocess: Callable, images: Sequence[Picture], *, size: tuple[int, int], threshold: float = 0.5,
     precision: str = "fp32", antialias: bool = True, white_level: int | None = None, max_pixels: int = MAX_PIXELS,
+    letterbox: int | None = None,
 ) -> list[dict[str, Tensor]]:
     """Detect objects on one batch of pictures; where the model is, the work is done.
 
@@ -42,6 +44,7 @@ def predict(
         precision: "fp32", "bf16" or "fp16", of the forward pass.
         antialias: see `preprocess`.
         white_level, max_pixels: see `read_image`; the white level is that which the model was trained with.
+        letterbox: pictures keep their shape, as in `fit_size`; None: they fill the input.
 
     Returns:
         What `PostProcess` returns for each picture, on the CPU: scores (k,), labels (k,), boxes (k, 4) xyxy in pixels of the
@@ -53,7 +56,9 @@ def predict(
     pictures = [_open(image, white_level, max_pixels) for image in images]
     if not pictures:
         return []
-    samples = torch.stack([preprocess(picture, size, antialias=antialias) for picture in pictures]).to(device)
+    shown = [fit_size(*_size_of(picture), size, letterbox) for picture in pictures]
+    samples = pad_images([preprocess(picture, fitted, antialias=antialias) for picture, fitted in zip(pictures, shown)],
+                         min_size=size).to(device)
     was_training = model.training
     model.eval()
     try:
@@ -63,7 +68,7 @@ def predict(
         model.train(was_training)
     results = []
     for index, picture in enumerate(pictures):  # one at a time: masks are as large as the pictures
-        one = {name: value[index : index + 1] for name, value in outputs.items() if name.startswith("pred_")}
+        one = {name: value[index : index + 1] for name, value in outputs.items() if isinstance(value, Tensor)}
         result = postprocess(one, torch.tensor([_size_of(picture)], device=device), threshold)[0]
         results.append({name: value.cpu() for name, value in result.items()})
     return results

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from rfdetr.data.label_map import Category, LabelMap, show_classes, without_groups
+from rfdetr.data.label_map import MAX_SHOWN, Category, LabelMap, show_classes, without_groups
 from rfdetr.errors import InputError
 
 _INVISIBLE = "Cf"  # Unicode's category of format characters: byte order marks, joiners, soft hyphens
@@ -108,6 +108,21 @@ def normal_name(name: str) -> str:
         folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
         folded = "".join(letter for letter in folded if unicodedata.category(letter) != _INVISIBLE)
     return " ".join(folded.replace("_", " ").replace("-", " ").split())
+
+
+def find_names(option: str, wanted: Iterable[str], names: Sequence[str]) -> list[int]:
+    """Return the place among `names` of each class that a setting names; all of that name, where several have it.
+
+    Raises:
+        InputError: there is no such class; `option` is what the message calls the setting.
+    """
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        places[normal_name(name)].append(place)
+    if missing := [name for name in wanted if normal_name(name) not in places]:
+        raise InputError(f"{option}: there is no class {', '.join(map(repr, missing))}; the classes are "
+                         f"{', '.join(list(names)[:MAX_SHOWN])}{', ...' * (len(names) > MAX_SHOWN)}")
+    return [place for name in wanted for place in places[normal_name(name)]]
 
 
 def names_decide(theirs: Iterable[Category], ours: Iterable[Category]) -> bool:

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rfdetr.data.annotations import Annotations
-from rfdetr.data.images import MAX_PIXELS, ImageError, normalize, preprocess, read_image, resize, to_float
+from rfdetr.data.images import MAX_PIXELS, ImageError, fit_size, normalize, preprocess, read_image, resize, to_float
 from rfdetr.data.label_map import LabelMap
+from rfdetr.data.mixing import Cell, Mixing, covering
 from rfdetr.data.recipes import Recipe
-from rfdetr.data.samplers import SampleKey
+from rfdetr.data.samplers import SampleKey, repeat_factors
+from rfdetr.data.scene import Scene
 from rfdetr.data.segmentations import draw, draw_view
 from rfdetr.data.transforms import apply_transforms
 from rfdetr.data.views import View
@@ -40,6 +43,10 @@ class DetectionDataset(Dataset):
             (str). When training it has no objects and the loader leaves it out; in evaluation its objects count as missed.
         exif: "apply" or "refuse" a picture's orientation (images.py).
         white_level, max_pixels: see `read_image`.
+        letterbox: pictures keep their shape, to whole cells of so many pixels (`fit_size`), and the target says in `canvas` (2,)
+            h, w what the batch pads them to, at the bottom and on the right; masks of a training sample are padded here. None:
+            they fill the input.
+        mixing: mixes samples asked for with a key; None: each shows one picture.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class DetectionDataset(Dataset):
         exif: str = "apply",
         white_level: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        letterbox: int | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         if white_level is not None and white_level < 1:
             raise InputError(f"data.white_level: {white_level} is not possible; it must be 1 or more, or left out")
@@ -66,7 +75,8 @@ class DetectionDataset(Dataset):
         self.label_map, self.split, self.report = label_map, split, report
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.augment, self.on_bad_image, self.exif = augment, on_bad_image, exif
-        self.white_level, self.max_pixels = white_level, max_pixels
+        self.white_level, self.max_pixels, self.letterbox = white_level, max_pixels, letterbox
+        self.mixing = mixing
         self._annotations = annotations
 
     @property
@@ -84,6 +94,15 @@ class DetectionDataset(Dataset):
     def __len__(self) -> int:
         return self.num_images
 
+    def class_counts(self) -> np.ndarray:
+        """Number of objects of each label, (K,)."""
+        return np.bincount(self._annotations.labels, minlength=len(self.label_map.names))
+
+    def repeat_factors(self, threshold: float) -> np.ndarray:
+        """Return how often an epoch shows each image, (N,), where classes on less than this share of the images count as rare."""
+        images = np.repeat(np.arange(len(self)), np.diff(self._annotations.offsets))
+        return repeat_factors(images, self._annotations.labels, len(self), threshold)
+
     def image_path(self, index: int) -> Path:
         return self._annotations.image_path(index)
 
@@ -91,13 +110,14 @@ class DetectionDataset(Dataset):
         return int(self._annotations.image_ids[index])
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(key, SampleKey) and key.size is None:
+            key = key._replace(size=self.image_size)
         try:
             if not isinstance(key, SampleKey):
-                index = range(len(self))[key]
-                return preprocess(self._read(index), self.image_size), self._plain_target(index)
-            if isinstance(self.augment, Recipe):
-                return self._augmented(key, self.augment)
-            return self._transformed(key, self.augment)
+                target = self._plain_target(index := range(len(self))[key])
+                return preprocess(self._read(index), tuple(target["size"].tolist())), target
+            scene = self._mixed(key)
+            return normalize(scene.pixels), self._train_target(key, scene)
         except ImageError as error:
             if self.on_bad_image == "fail":
                 raise
@@ -109,7 +129,8 @@ class DetectionDataset(Dataset):
         num_bytes = height * width * (3 * 4 + 1)  # float32, and the mask of the padding
         if self.with_masks:
             pixels = height * width if size else self._annotations.image_sizes.prod(axis=1)
-            num_bytes += float((np.diff(self._annotations.offsets) * pixels).mean())
+            num_pictures = self.mixing.num_pictures if size and self.mixing else 1
+            num_bytes += num_pictures * float((np.diff(self._annotations.offsets) * pixels).mean())
         return num_bytes
 
     def share_memory(self) -> None:
@@ -119,70 +140,103 @@ class DetectionDataset(Dataset):
     def _plain_target(self, index: int) -> dict[str, Tensor]:
         rows, size = self._rows(index), self._size(index)
         masks = self._masks(index, rows, size, lambda encoded: draw(encoded, *size))
-        return self._target(index, rows, self._fractions(index, rows), self.image_size, masks)
+        objects = self._objects(rows, self._fractions(index, rows), masks)
+        is_crowd = torch.from_numpy(self._annotations.is_crowd[rows].astype(np.int64))
+        return self._target(index, *objects, is_crowd, fit_size(*size, self.image_size, self.letterbox), self.image_size)
 
-    def _augmented(self, key: SampleKey, recipe: Recipe) -> tuple[Tensor, dict[str, Tensor]]:
-        size = key.size or self.image_size
+    def _train_target(self, key: SampleKey, scene: Scene) -> dict[str, Tensor]:
+        masks, (height, width) = scene.masks, scene.size
+        if masks is not None:
+            masks = pad(masks, (0, key.size[1] - width, 0, key.size[0] - height))
+        objects = scene.boxes, scene.labels, scene.areas, masks, torch.zeros_like(scene.labels)  # no crowds
+        return self._target(key.index, *objects, scene.size, key.size)
+
+    def _mixed(self, key: SampleKey) -> Scene:
+        if self.mixing is None or key.epoch >= self.mixing.end_epoch:
+            return self._scene(key)
+        try:
+            return self.mixing.mix(key, len(self), self._scene)
+        except ImageError:
+            if self.on_bad_image == "fail":
+                raise
+            return self._scene(key)  # a partner is bad, unless this picture is, which says so here
+
+    def _scene(self, key: SampleKey, cell: Cell | None = None) -> Scene:
+        """Show a picture as its augmentation has it, at the size of the sample or covering a cell."""
+        show = self._augmented if isinstance(self.augment, Recipe) else self._transformed
+        return show(key, self.augment, cell)
+
+    def _shown_size(self, height: float, width: float, key: SampleKey, cell: Cell | None) -> tuple[int, int]:
+        """Return the (h, w) that a view of this shape is resized to."""
+        size = fit_size(height, width, key.size, self.letterbox)
+        return size if cell is None else covering(size, *cell)
+
+    def _augmented(self, key: SampleKey, recipe: Recipe, cell: Cell | None) -> Scene:
         height, width = self._size(key.index)
         generator = key.generator()
         view = recipe.draw_view(generator, height, width)
+        size = self._shown_size(*view.shape(height, width), key, cell)
         # cutting and resizing are one step, so only as many pixels as the result has need to be decoded
         pixels = self._read(key.index, min_size=_shown_at(view, size))
         view = view.snapped(*pixels.shape[-2:])
-        image = normalize(recipe.change_colours(generator, to_float(_show(pixels, view, size))))
+        pixels = recipe.change_colours(generator, to_float(_show(pixels, view, size)))
 
         rows = self._rows(key.index)
         boxes, visible = view.move_boxes(self._fractions(key.index, rows))
         kept = (visible > 0) & (visible >= recipe.min_visible)
         rows, boxes = rows[kept], boxes[kept]
         masks = self._masks(key.index, rows, size, lambda encoded: draw_view(encoded, height, width, view, size))
-        return image, self._target(key.index, rows, boxes, size, masks)
+        return Scene(pixels, *self._objects(rows, boxes, masks))
 
-    def _transformed(self, key: SampleKey, transform: Callable) -> tuple[Tensor, dict[str, Tensor]]:
+    def _transformed(self, key: SampleKey, transform: Callable, cell: Cell | None) -> Scene:
         """Apply one's own transforms to the picture at its full size, then resize."""
-        index, size = key.index, key.size or self.image_size
+        index = key.index
         pixels = self._read(index)
         rows = self._rows(index)
         height, width = self._size(index)
         masks = self._masks(index, rows, (height, width), lambda encoded: draw(encoded, height, width))
         labels = torch.from_numpy(self._annotations.labels[rows])
         seed = int(key.generator().integers(2**62))
-        sample = apply_transforms(transform, pixels, self._annotations.boxes[rows], labels, masks, seed)
-
-        pixels = sample.pixels if sample.pixels.dtype == torch.uint8 else (sample.pixels * 255).round().clamp(0, 255).byte()
-        target = self._target(index, rows[:0], sample.boxes, size, None)
-        # the transforms may have dropped any of the objects, so the annotated areas no longer belong to rows
-        areas = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(axis=1) * height * width
-        target.update(labels=sample.labels, area=torch.from_numpy(areas).float(), iscrowd=torch.zeros_like(sample.labels))
-        if sample.masks is not None:
-            target["masks"] = F.resize(sample.masks, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
-        return preprocess(pixels, size), target
+        scene = apply_transforms(transform, pixels, self._annotations.boxes[rows], labels, masks, seed)
+        size = self._shown_size(*scene.size, key, cell)
+        pixels = scene.pixels if scene.pixels.dtype == torch.uint8 else (scene.pixels * 255).round().clamp(0, 255).byte()
+        if (masks := scene.masks) is not None:
+            masks = F.resize(masks, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+        return scene._replace(pixels=to_float(resize(pixels, size)), masks=masks)
 
     def _blank(self, key: SampleKey | int, message: str) -> tuple[Tensor, dict[str, Tensor | str]]:
         """Make the sample in place of one whose picture is bad."""
         if isinstance(key, SampleKey):
-            size = key.size or self.image_size
-            masks = torch.zeros(0, *size, dtype=torch.bool) if self.with_masks else None
-            target = self._target(key.index, self._rows(key.index)[:0], np.zeros((0, 4)), size, masks)
+            masks = torch.zeros(0, *key.size, dtype=torch.bool) if self.with_masks else None
+            pixels = to_float(torch.full((3, *key.size), GREY, dtype=torch.uint8))
+            target = self._train_target(key, Scene(pixels, *self._objects(self._rows(key.index)[:0], np.zeros((0, 4)), masks)))
         else:
-            size, target = self.image_size, self._plain_target(range(len(self))[key])
-        return normalize(to_float(torch.full((3, *size), GREY, dtype=torch.uint8))), {**target, "bad_image": message}
+            target = self._plain_target(range(len(self))[key])
+            pixels = to_float(torch.full((3, *target["size"].tolist()), GREY, dtype=torch.uint8))
+        return normalize(pixels), {**target, "bad_image": message}
+
+    def _objects(self, rows: np.ndarray, boxes: np.ndarray, masks: Tensor | None) -> tuple:
+        """Return what a `Scene` has beside its pixels."""
+        return boxes, *(torch.from_numpy(column[rows]) for column in (self._annotations.labels, self._annotations.areas)), masks
 
     def _target(
-        self, index: int, rows: np.ndarray, boxes: np.ndarray, size: tuple[int, int], masks: Tensor | None
+        self, index: int, boxes: np.ndarray, labels: Tensor, areas: Tensor, masks: Tensor | None, is_crowd: Tensor,
+        size: tuple[int, int], canvas: tuple[int, int],
     ) -> dict[str, Tensor]:
-        """Make the target of objects `rows`, whose boxes (n, 4) are xyxy in fractions of the image."""
+        """Make the target of objects whose boxes (n, 4) are xyxy in fractions of the image, which has this size on the canvas."""
         corners, far_corners = boxes[:, :2], boxes[:, 2:]
         cxcywh = np.concatenate([(corners + far_corners) / 2, far_corners - corners], axis=1).astype(np.float32)
         target = {
             "boxes": torch.from_numpy(cxcywh),
-            "labels": torch.from_numpy(self._annotations.labels[rows]),
+            "labels": labels,
             "image_id": torch.tensor([self.image_id(index)]),
-            "area": torch.from_numpy(self._annotations.areas[rows]),
-            "iscrowd": torch.from_numpy(self._annotations.is_crowd[rows].astype(np.int64)),
+            "area": areas,
+            "iscrowd": is_crowd,
             "orig_size": torch.tensor(self._size(index)),
             "size": torch.tensor(size),
         }
+        if self.letterbox is not None:
+            target["canvas"] = torch.tensor(canvas)
         return target if masks is None else {**target, "masks": masks}
 
     def _masks(

@@ -184,7 +184,7 @@ def preprocess(image: Image.Image | np.ndarray | Tensor, size: tuple[int, int], 
 
     Args:
         image: PIL image, or RGB uint8 as array (h, w, 3) or tensor (3, h, w).
-        size: (H, W) of the input; the picture's shape is not kept.
+        size: (H, W) to resize to, see `fit_size`.
         antialias: False, and resizing in float32 instead of uint8, is only for repeating results of the published `predict`.
 
     Returns:
@@ -204,6 +204,20 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (3, h, w) uint8 to (3, H, W), bilinear with antialiasing."""
     # on uint8 in channels-last memory this is three times as fast as Pillow, and within one grey level of it
     return F.resize(pixels, list(size), antialias=True).contiguous()
+
+
+def fit_size(height: float, width: float, canvas: tuple[int, int], cell: int | None) -> tuple[int, int]:
+    """Return the (h, w) that a picture is resized to for an input of (H, W).
+
+    Args:
+        cell: the picture keeps its shape, to a whole number of cells of so many pixels a side ("letterbox"); None: it fills the
+            input ("stretch").
+    """
+    if cell is None:
+        return canvas
+    scale = min(canvas[0] / height, canvas[1] / width)
+    rows, columns = (max(1, round(side * scale / cell)) * cell for side in (height, width))
+    return min(rows, canvas[0]), min(columns, canvas[1])
 
 
 def to_float(pixels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
@@ -41,6 +42,7 @@ def train_loader(
     seed: int,
     grad_accum_steps: int = 1,
     sizes: Sequence[tuple[int, int]] | None = None,
+    repeats: np.ndarray | None = None,
     size_divisor: int = 1,
     rank: int = 0,
     world_size: int = 1,
@@ -52,12 +54,13 @@ def train_loader(
     Args:
         batch_size: of this rank and one forward pass.
         sizes: (H, W) to choose one from for each step (multi-scale); None keeps the data set's size.
+        repeats: how often an epoch shows each image, see `TrainBatchSampler`.
         size_divisor: what both sides of a batch must be divisible by.
         options: `pin_memory`, `prefetch_factor`, `persistent_workers`, `start_method`, `timeout_seconds`, `max_bad_images` of
             `DetectionLoader`.
     """
-    sampler = TrainBatchSampler(len(dataset), batch_size, grad_accum_steps=grad_accum_steps, seed=seed, sizes=sizes, rank=rank,
-                                world_size=world_size)
+    sampler = TrainBatchSampler(len(dataset), batch_size, grad_accum_steps=grad_accum_steps, seed=seed, sizes=sizes,
+                                repeats=repeats, rank=rank, world_size=world_size)
     if num_workers:
         options["prefetch_factor"] = _prefetch(dataset, sampler, num_workers, options.get("prefetch_factor", 2))
     return DetectionLoader(dataset, size_divisor, num_workers, skip_bad_images=True, batch_sampler=sampler, **options)

@@ -11,13 +11,14 @@ import numpy as np
 
 from rfdetr.data.annotations import RawSplit, clean, describe, is_dirty
 from rfdetr.data.cache import read_files
-from rfdetr.data.class_matching import match_classes
+from rfdetr.data.class_matching import ClassMatch, match_classes
 from rfdetr.data.dataset import DetectionDataset
 from rfdetr.data.findings import Findings
 from rfdetr.data.formats import VAL_FRACTION, Paths, available_splits, detect_format, read_split
 from rfdetr.data.images import MAX_PIXELS, allow_pixels
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.recipes import RECIPES, Recipe, find_recipe
+from rfdetr.data.selection import select_classes, select_images
 from rfdetr.data.transforms import make_transforms
 from rfdetr.data.white_level import find_white_level
 from rfdetr.errors import InputError
@@ -31,19 +32,15 @@ def open_dataset(
     *,
     image_size: tuple[int, int],
     training: bool,
-    format: str = "auto",
-    paths: Paths | None = None,
+    format: str = "auto", paths: Paths | None = None, val_fraction: float = VAL_FRACTION, allow_outside: bool = False,
     label_map: LabelMap | str | None = None,
     with_masks: bool = False,
     augment: str | Sequence[Callable | dict] = "default",
-    on_bad_image: str = "fail",
-    exif: str = "apply",
+    on_bad_image: str = "fail", white_level: int | None = None, max_pixels: int = MAX_PIXELS,
     cache: str = "none",
-    white_level: int | None = None,
-    max_pixels: int = MAX_PIXELS,
-    val_fraction: float = VAL_FRACTION,
-    allow_outside: bool = False,
+    classes: Sequence[str] | None = None, single_class: bool = False, fraction: float = 1.0,
     raw: RawSplit | None = None,
+    **options: Any,
 ) -> DetectionDataset:
     """Read one split and say in one log line what it holds.
 
@@ -55,22 +52,25 @@ def open_dataset(
         label_map: that of the training split or of a checkpoint, whose classes are found by name (`match_classes`); None makes
             it from the train split; "coco" keeps category ids as labels.
         augment: name of a recipe, or a list of torchvision v2 transforms (transforms.make_transforms).
-        on_bad_image, exif, max_pixels: see `DetectionDataset`.
+        on_bad_image, max_pixels: see `DetectionDataset`, whose `exif` and `letterbox` are among the options.
         white_level: see `read_image`; None: decided by the train split's pictures, for all splits (white_level.py).
         cache: "ram" keeps the files of all images in memory.
+        classes, single_class, fraction: see `select_classes` and, for training, `select_images`.
         raw: the split as it was read already, by somebody who has reported what is wrong in it.
     """
     allow_pixels(max_pixels)
     reading = {"format": format, "paths": paths, "val_fraction": val_fraction, "allow_outside": allow_outside}
+    select = partial(select_classes, wanted=classes, as_one=single_class)
     if raw is None:
         raw = _read_strictly(dataset_dir, split, on_bad_image, with_masks=with_masks, **reading)
+    raw = whole = select(raw, is_train=split == "train")
     if not isinstance(label_map, LabelMap):
-        train = raw if split == "train" or label_map == "coco" else _read_train(dataset_dir, split, **reading)
+        is_source = split == "train" or label_map == "coco"
+        train = raw if is_source else select(_read_train(dataset_dir, split, **reading), is_train=True)
         label_map = _make_label_map(train, label_map)
-    match = match_classes(raw.categories, np.unique(raw.category_ids).tolist(), label_map, source=raw.source)
-    for level, text in match.remarks():
-        logger.log(level, "%s: %s", raw.source, text)
-    annotations, report = clean(raw, match, training=training)
+    if training and fraction < 1:
+        raw = select_images(raw, fraction)
+    annotations, report = clean(raw, _match(raw, label_map), training=training)
     if with_masks:
         report["without_mask"] = sum(1 for row in range(len(annotations.boxes)) if not annotations.segmentations[row])
     _check_content(raw, report, split, training, with_masks)
@@ -82,9 +82,9 @@ def open_dataset(
         annotations = replace(annotations, file_contents=read_files(annotations))
     if white_level is None:
         find_train = None if split == "train" else partial(_find_train, dataset_dir, **reading)
-        white_level = find_white_level(raw, find_train, max_pixels=max_pixels)
+        white_level = find_white_level(whole, find_train, max_pixels=max_pixels)
     return DetectionDataset(annotations, label_map, split=split, image_size=image_size, augment=recipe, report=report,
-                            on_bad_image=on_bad_image, exif=exif, white_level=white_level, max_pixels=max_pixels)
+                            on_bad_image=on_bad_image, white_level=white_level, max_pixels=max_pixels, **options)
 
 
 def _read_strictly(dataset_dir: str | Path, split: str, on_bad_image: str, **reading: Any) -> RawSplit:
@@ -112,6 +112,13 @@ def _make_label_map(train: RawSplit, kind: str | None) -> LabelMap:
     if kind not in (None, "coco"):
         raise InputError(f"data.label_map: {kind!r} is unknown; it must be coco (category ids are the labels) or left out")
     return LabelMap.from_categories(train.categories, np.unique(train.category_ids).tolist(), raw=kind == "coco")
+
+
+def _match(raw: RawSplit, label_map: LabelMap) -> ClassMatch:
+    match = match_classes(raw.categories, np.unique(raw.category_ids).tolist(), label_map, source=raw.source)
+    for level, text in match.remarks():
+        logger.log(level, "%s: %s", raw.source, text)
+    return match
 
 
 def _check_content(raw: RawSplit, report: dict[str, int], split: str, training: bool, with_masks: bool) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from rfdetr.errors import InputError
 
 MIN_STEPS = 5  # a smaller data set is drawn from with replacement until an epoch has as many steps
-_ORDER_STREAM, _SAMPLE_STREAM = 1, 2  # keep the two kinds of random streams apart
+_ORDER_STREAM, _SAMPLE_STREAM, _MIXING_STREAM = 1, 2, 3  # keep the kinds of random streams apart
 
 
 class SampleKey(NamedTuple):
@@ -21,10 +21,16 @@ class SampleKey(NamedTuple):
     epoch: int
     position: int  # in the epoch
     size: tuple[int, int] | None = None  # (H, W) to resize to; None: the data set's own
+    part: int = 0  # from 1 on: another picture that is mixed into the sample
 
     def generator(self) -> np.random.Generator:
-        """Return the only source of randomness of this sample."""
-        return np.random.default_rng((_SAMPLE_STREAM, self.seed, self.epoch, self.position))
+        """Return the only source of randomness of this picture."""
+        part = (self.part,) if self.part else ()
+        return np.random.default_rng((_SAMPLE_STREAM, self.seed, self.epoch, self.position, *part))
+
+    def mixing_generator(self) -> np.random.Generator:
+        """Return the source of randomness of what is mixed into this sample."""
+        return np.random.default_rng((_MIXING_STREAM, self.seed, self.epoch, self.position))
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):
@@ -35,6 +41,8 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     see the same eight samples with the same augmentation.
 
     Args:
+        repeats: (num_samples,) how often each image comes in an epoch (`repeat_factors`). What is left of a whole number is drawn
+            for each epoch, so that epochs are equally long; None: once each.
         sizes: (H, W) to choose one from for each step; None leaves the size to the data set.
 
     Attributes:
@@ -50,6 +58,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         grad_accum_steps: int = 1,
         seed: int,
         sizes: Sequence[tuple[int, int]] | None = None,
+        repeats: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -60,10 +69,12 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
                              f"seed={seed} at least 0, and rank={rank} below world_size={world_size}")
         self.num_samples, self.batch_size, self.grad_accum_steps = num_samples, batch_size, grad_accum_steps
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.repeats = repeats
+        self.epoch_length = num_samples if repeats is None else int(repeats.sum())
         self.sizes = None if sizes is None else [(int(height), int(width)) for height, width in sizes]
         self.samples_per_batch = batch_size * world_size
         self.samples_per_step = self.samples_per_batch * grad_accum_steps
-        self.steps_per_epoch = max(MIN_STEPS, num_samples // self.samples_per_step)
+        self.steps_per_epoch = max(MIN_STEPS, self.epoch_length // self.samples_per_step)
         self.epoch = 0
         self.start_batch = 0
 
@@ -92,12 +103,32 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     def _order(self, epoch: int) -> np.ndarray:
         """Return the image index at each position of the epoch."""
         generator = np.random.default_rng((_ORDER_STREAM, self.seed, epoch))
-        if self.num_samples < MIN_STEPS * self.samples_per_step:
-            return generator.integers(self.num_samples, size=MIN_STEPS * self.samples_per_step)
-        return generator.permutation(self.num_samples)
+        pool = np.arange(self.num_samples)
+        if self.repeats is not None:
+            ends = np.floor(np.cumsum(self.repeats[generator.permuted(pool, out=pool)]) + generator.random())
+            pool = np.repeat(pool, np.diff(ends, prepend=0).astype(np.int64))
+        if self.epoch_length < MIN_STEPS * self.samples_per_step:
+            return pool[generator.integers(len(pool), size=MIN_STEPS * self.samples_per_step)]
+        return generator.permutation(pool)
 
     def _size(self, step: int) -> tuple[int, int] | None:
         return random.Random(step).choice(self.sizes) if self.sizes else None
+
+
+def repeat_factors(images: np.ndarray, labels: np.ndarray, num_images: int, threshold: float) -> np.ndarray:
+    """Return how often each image is shown in an epoch so that rare classes are seen more often, (num_images,) from 1 on.
+
+    Gupta et al., LVIS (CVPR 2019), appendix B.2: r(c) = max(1, sqrt(threshold / f(c))) for a class on the share f(c) of the
+    images, and for an image the largest r of its classes.
+
+    Args:
+        images, labels: (M,) image and class of each object.
+    """
+    image, label = np.unique(np.stack([images, labels]), axis=1)
+    factors = np.maximum(1, np.sqrt(threshold * num_images / np.bincount(label).clip(min=1)))
+    repeats = np.ones(num_images)
+    np.maximum.at(repeats, image, factors[label])
+    return repeats
 
 
 class EvalSampler(Sampler[int]):

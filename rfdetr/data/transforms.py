@@ -9,7 +9,6 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +17,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from rfdetr.data.scene import Scene
 from rfdetr.errors import InputError
-
-
-class Sample(NamedTuple):
-    """A picture and its objects after one's own transforms."""
-
-    pixels: Tensor  # (3, h, w) uint8, or float in 0..1
-    boxes: np.ndarray  # (n, 4) float64 xyxy in fractions of the picture
-    labels: Tensor  # (n,) int64
-    masks: Tensor | None  # (n, h, w) bool
 
 
 def make_transforms(steps: Sequence[Callable | dict]) -> Callable:
@@ -45,7 +36,7 @@ def make_transforms(steps: Sequence[Callable | dict]) -> Callable:
 
 def apply_transforms(
     transform: Callable, pixels: Tensor, boxes: np.ndarray, labels: Tensor, masks: Tensor | None, seed: int
-) -> Sample:
+) -> Scene:
     """Apply a transform of dicts ``image, boxes, labels[, masks]`` to a picture at its full size.
 
     Args:
@@ -60,7 +51,7 @@ def apply_transforms(
         sample["masks"] = tv_tensors.Mask(masks)
     with seeded_globals(seed):
         sample = transform(sample)
-    return _checked(sample)
+    return _checked(sample, size)
 
 
 @contextmanager
@@ -105,8 +96,11 @@ def _find_transform(path: str) -> type:
     return found
 
 
-def _checked(sample: dict) -> Sample:
-    """Read the transformed dict; boxes are cut at the picture's edges, and those without an area dropped."""
+def _checked(sample: dict, size: tuple[int, int]) -> Scene:
+    """Read the transformed dict; boxes are cut at the picture's edges, and those without an area dropped.
+
+    The transforms may have dropped any of the objects, so areas are those of boxes in the picture as it was, of (h, w) `size`.
+    """
     pixels, boxes, labels, masks = (sample.get(name) for name in ("image", "boxes", "labels", "masks"))
     if not isinstance(pixels, Tensor) or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise InputError(f"data.augment: the transforms must leave an image tensor (3, h, w), not {type(pixels).__name__} "
@@ -121,4 +115,6 @@ def _checked(sample: dict) -> Sample:
     kept = ((fractions[:, 2:] - fractions[:, :2]) > 0).all(axis=1)
     chosen = torch.from_numpy(kept)
     masks = None if masks is None else masks.as_subclass(Tensor)[chosen]
-    return Sample(pixels.as_subclass(Tensor), fractions[kept], labels[chosen], masks)
+    boxes = fractions[kept]
+    areas = torch.from_numpy((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * size[0] * size[1]).float()
+    return Scene(pixels.as_subclass(Tensor), boxes, labels[chosen], areas, masks)

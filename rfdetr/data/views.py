@@ -29,6 +29,11 @@ class View(NamedTuple):
         """Width and height."""
         return np.array([self.right - self.left, self.bottom - self.top])
 
+    def shape(self, height: int, width: int) -> tuple[float, float]:
+        """Return the (h, w) in pixels that the view has of a picture, turned as it is."""
+        width, height = self.extent * (width, height)
+        return (width, height) if self.transpose else (height, width)
+
     def pixels(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return the view on the pixel grid of a picture, at least one pixel large: top, left, bottom, right."""
         left, top = min(round(self.left * width), width - 1), min(round(self.top * height), height - 1)

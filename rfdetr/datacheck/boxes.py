@@ -129,7 +129,8 @@ def _check_sizes(split: SplitCheck, input_size: tuple[int, int]) -> None:
 
 def sides_at_input(split: SplitCheck, input_size: tuple[int, int]) -> np.ndarray:
     """Width and height of the boxes (M, 2) once the pictures are resized to (H, W)."""
-    return split.sides * np.array(input_size[::-1], dtype=np.float64) / split.limits[:, :2]
+    scales = np.array(input_size[::-1], dtype=np.float64) / split.limits[:, :2]
+    return split.sides * (scales.min(axis=1, keepdims=True) if split.keeps_shape else scales)
 
 
 def _check_overlaps(split: SplitCheck) -> None:

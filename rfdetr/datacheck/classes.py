@@ -9,6 +9,7 @@ from rfdetr.datacheck.split_check import SplitCheck
 from rfdetr.errors import InputError
 
 FEW_OBJECTS = 10
+REPEAT_THRESHOLD = 0.1  # the default of data.repeat_threshold
 IMBALANCE = 100  # times as many objects as the rarest class that has enough
 SKEW = 3.0  # times the share of the images that show a class in the train split
 ENOUGH_IMAGES = 20  # with a class, for judging its share
@@ -29,7 +30,8 @@ KINDS = {
     "few_objects": Kind("warning", "classes", f"classes with fewer than {FEW_OBJECTS} boxes in the train split",
                         "label more of them, or merge or remove these classes"),
     "imbalance": Kind("info", "classes", f"classes with less than a {IMBALANCE}th of the boxes of the most frequent class",
-                      "look at their AP by itself; more examples of them help most"),
+                      "look at their AP by itself; more examples of them help most, also data.sampling repeat_factor (shows "
+                      "their images more often) or loss.class_weights balanced"),
     "only_here": Kind("warning", "classes", "classes that have boxes here and none in the train split",
                       "the model cannot find them, which lowers the mean AP: move some images to the train split"),
     "not_here": Kind("warning", "classes", "classes of the train split that have no boxes here",
@@ -108,9 +110,14 @@ def _check_counts(train: SplitCheck, label_map: LabelMap, counts: np.ndarray) ->
     few = (counts > 0) & (counts < FEW_OBJECTS)
     rare = (counts >= FEW_OBJECTS) & (counts * IMBALANCE < counts.max())
     train.note("no_objects", KINDS["no_objects"], names[counts == 0].tolist())
+    shares, weights = _image_shares(train, label_map, label_map), counts.sum() / ((counts > 0).sum() * counts.clip(min=1))
+    repeats = np.sqrt(np.maximum(1, REPEAT_THRESHOLD / shares.clip(min=1e-9)))
     for name, found in (("few_objects", few), ("imbalance", rare)):
         labels = np.flatnonzero(found)[np.argsort(counts[found], kind="stable")]
-        train.note(name, KINDS[name], [f"{names[label]} {counts[label]}" for label in labels])
+        remedies = [f" (on {shares[label]:.2%} of the images: repeat_factor would show them {repeats[label]:.1f} times an epoch, "
+                    f"balanced count each box {weights[label]:.3g} times)" * bool(counts[label] * IMBALANCE < counts.max())
+                    for label in labels]
+        train.note(name, KINDS[name], [f"{names[label]} {counts[label]}{remedy}" for label, remedy in zip(labels, remedies)])
 
 
 def _compare(split: SplitCheck, train: SplitCheck, label_map: LabelMap, train_counts: np.ndarray) -> None:

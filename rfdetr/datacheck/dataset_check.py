@@ -66,6 +66,7 @@ def check_dataset(
     max_pixels: int = MAX_PIXELS,
     val_fraction: float = VAL_FRACTION,
     allow_outside: bool = False,
+    letterbox: bool = False,
 ) -> DatasetCheck:
     """Look for everything that would break or falsify training, in any format.
 
@@ -76,6 +77,7 @@ def check_dataset(
         quick: only what takes seconds: names of files, classes and boxes; no picture is opened and no mask drawn.
         decode: decode every picture as training does.
         white_level, max_pixels: as in `open_dataset`.
+        letterbox: pictures keep their shape, so that objects become as small as it makes them.
         with_masks: read the masks also in a quick check, which draws none, so that its splits can be trained on.
 
     Raises:
@@ -85,6 +87,8 @@ def check_dataset(
     check = DatasetCheck(dataset_dir=dataset_dir, format=found_format, input_size=input_size, num_queries=num_queries)
     allow_pixels(max_pixels)
     _read_splits(check, paths, with_masks=with_masks or not quick, val_fraction=val_fraction, allow_outside=allow_outside)
+    for split in check.splits.values():
+        split.keeps_shape = letterbox
     check_files(check.splits)
     check_classes(check.splits)
     for split in check.splits.values():

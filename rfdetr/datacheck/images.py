@@ -32,7 +32,7 @@ KINDS = {
     "large_image": Kind("warning", "images", f"images of more than {LARGE_AREA // 1_000_000} megapixels",
                         "resize them, or cut them into tiles: loading will be slow, and small objects are lost"),
     "extreme_shape": Kind("warning", "images", f"images more than {EXTREME_SHAPE:.0f} times as long as wide",
-                          "cut them into tiles: the model's input squashes them"),
+                          "cut them into tiles, or keep their shape by data.resize letterbox: else the input squashes them"),
     "uniform": Kind("warning", "images", "images of a single colour", "look whether they are damaged or placeholders"),
 }
 

@@ -17,6 +17,7 @@ class SplitCheck:
         self.name, self.raw, self.findings = name, raw, findings
         self.white_level: int | None = None  # of the data set, and ...
         self.max_pixels = MAX_PIXELS  # ... the limit of a picture, as `read_image` takes them
+        self.keeps_shape = False  # of pictures at the model's input
         self.category_names = {category.id: category.name for category in raw.categories}
         self.marked_objects: dict[str, np.ndarray] = {}  # name of a finding -> rows of the objects
         self.marked_images: dict[str, np.ndarray] = {}  # name of a finding -> indices of the images

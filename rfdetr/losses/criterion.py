@@ -35,9 +35,11 @@ class SetCriterion(nn.Module):
         group_detr: int = 1,
         sum_group_losses: bool = False,
         mask_point_sample_ratio: int = 16,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         """Take plain values: ``group_detr`` is the number of query groups in training (one otherwise);
-        ``sum_group_losses`` counts an object once, and not once a group, when losses are divided by the objects."""
+        ``sum_group_losses`` counts an object once, and not once a group, when losses are divided by the objects;
+        ``class_weights`` (C,) are factors on the classification loss of matched queries, by the class of their object."""
         super().__init__()
         if class_loss not in FOREGROUND:
             raise ValueError(f"unknown class_loss {class_loss!r}; known: {', '.join(FOREGROUND)}")
@@ -51,6 +53,8 @@ class SetCriterion(nn.Module):
         self.group_detr = group_detr
         self.sum_group_losses = sum_group_losses
         self.mask_point_sample_ratio = mask_point_sample_ratio
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(
         self, outputs: dict, targets: Sequence[dict], num_boxes: float | Tensor | None = None
@@ -127,6 +131,8 @@ class SetCriterion(nn.Module):
             quality = relative_quality(quality, matched.segments, len(matched.lengths))
         logits = matched.class_logits(stacked, flat)
         change = FOREGROUND[self.class_loss](logits, quality, self.focal_alpha)
+        if self.class_weights is not None:
+            change = change * self.class_weights[flat.labels[matched.objects]].to(change.dtype)
         return change.sub(background_loss(logits), alpha=background_factor(self.class_loss, self.focal_alpha))
 
     def _mask_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from rfdetr.models.backbone import Backbone
 from rfdetr.models.heads import BoxHead, class_head, decode_boxes, full_precision
 from rfdetr.models.segmentation import SegmentationHead
 from rfdetr.models.transformer import Transformer
+from rfdetr.models.two_stage import valid_extent
 from rfdetr.nested_tensor import NestedTensor
 
 
@@ -46,7 +48,8 @@ class RFDETR(nn.Module):
         Returns:
             `pred_logits` (B, N, num_logits), `pred_boxes` (B, N, 4) cxcywh relative to the unpadded image, with masks
             `pred_masks` (see `SegmentationHead`); `aux_outputs`, a list of such dicts for the other decoder layers; and
-            `enc_outputs`, such a dict for the first stage. N = num_queries, in training times num_groups (group-major).
+            `enc_outputs`, such a dict for the first stage; of padded samples `valid_extent` (B, 2), the unpadded share of
+            height and width, since masks are of the whole input. N = num_queries, in training times num_groups (group-major).
         """
         images, mask = (samples, None) if isinstance(samples, Tensor) else (samples.tensors, samples.mask)
         if mask is not None and not samples.has_padding:
@@ -64,7 +67,11 @@ class RFDETR(nn.Module):
                 levels[0], decoded.hidden, decoded.encoder.features, tuple(images.shape[-2:]))
             for layer, pred_masks in zip(layers, layer_masks):
                 layer["pred_masks"] = pred_masks
-        return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": encoder}
+        outputs = {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": encoder}
+        if mask is not None:
+            width, height = valid_extent(mask)
+            outputs["valid_extent"] = torch.stack((height / mask.shape[1], width / mask.shape[2]), dim=1)
+        return outputs
 
     def _queries(self, num_groups: int) -> tuple[Tensor, Tensor]:
         """Learned boxes and contents of the first `num_groups` groups of queries."""

@@ -24,7 +24,8 @@ class PostProcess(nn.Module):
         """Turn the outputs of an evaluation forward into detections, best first.
 
         Args:
-            outputs: `pred_logits` (B, Q, K), `pred_boxes` (B, Q, 4) and, with masks, `pred_masks` (B, Q, h, w).
+            outputs: `pred_logits` (B, Q, K), `pred_boxes` (B, Q, 4) and, with masks, `pred_masks` (B, Q, h, w), of
+                which with `valid_extent` (B, 2) only that share of h and w shows the image.
             target_sizes: (B, 2) int64, height and width of the original images in pixels.
             score_threshold: drop detections that do not score higher, before their masks are resized; this waits for
                 the device, as masks do.
@@ -49,8 +50,10 @@ class PostProcess(nn.Module):
             queries = [rows[keep] for rows, keep in zip(queries, keeps)]
         if "pred_masks" in outputs:
             sizes = target_sizes.tolist()  # sync point: shapes have to be known on the host
-            for result, mask_logits, rows, size in zip(results, outputs["pred_masks"], queries, sizes):
-                result["masks"] = _resize_masks(mask_logits, rows, size)
+            extents = outputs["valid_extent"].tolist() if "valid_extent" in outputs else [(1, 1)] * len(sizes)
+            for result, mask_logits, rows, size, extent in zip(results, outputs["pred_masks"], queries, sizes, extents):
+                height, width = (round(side * share) for side, share in zip(mask_logits.shape[-2:], extent))
+                result["masks"] = _resize_masks(mask_logits[:, :height, :width], rows, size)
         return results
 
 

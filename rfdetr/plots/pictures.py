@@ -102,8 +102,10 @@ def training_picture(
     """Show augmented training samples as the model gets them, with their boxes."""
     pictures = []
     for image, target in samples:
-        size = display_size(image.shape[-2:], tile)
-        pictures.append(_draw_truth(image, target, size, class_names))
+        height, width = image.shape[-2:]
+        if "masks" in target:  # padded as the batch will be
+            target = {**target, "masks": target["masks"][:, :height, :width]}
+        pictures.append(_draw_truth(image, target, display_size((height, width), tile), class_names))
     return picture_grid(pictures, columns)
 
 

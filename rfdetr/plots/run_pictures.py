@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rfdetr.evaluation.metrics import DetectionMetrics
+from rfdetr.nested_tensor import NestedTensor, collate
 from rfdetr.plots.charts import plot_confusion, plot_curves, plot_pr_curves
 from rfdetr.plots.pictures import display_size, prediction_picture, training_picture
 
@@ -23,6 +24,10 @@ class RunPictures:
     def display_size(self, orig_size: Tensor) -> tuple[int, int]:
         """Return (h, w) at which a picture of this original size is drawn; detections are wanted in its pixels."""
         return display_size(orig_size)
+
+    def batch(self, samples: Sequence[tuple[Tensor, dict]]) -> NestedTensor:
+        """Return samples (image (3, h, w), target) as the model takes them."""
+        return collate(samples)[0]
 
     def samples(self, samples: Sequence[tuple[Tensor, dict]], path: Path) -> None:
         """Draw training samples (image (3, h, w), target) with their boxes."""

@@ -22,7 +22,16 @@ from rfdetr.data.transforms import make_transforms
 from rfdetr.errors import InputError
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
-from rfdetr.training.data import RunData, build_eval_loader, build_train_loader, data_splits, open_run_data
+from rfdetr.training.data import (
+    RunData,
+    build_eval_loader,
+    build_train_loader,
+    class_weights,
+    data_splits,
+    eval_set,
+    open_eval_sets,
+    open_run_data,
+)
 from rfdetr.training.device import choose_device
 from rfdetr.training.finish import FinishHook
 from rfdetr.training.parsing import plain_dict
@@ -74,13 +83,16 @@ def build_trainer(
     model = (make_model(config, data.architecture, start, data.label_map) if model is None else model).to(device)
     eval_model = divide(model, device) if config.train.strategy == "fsdp" else None
     optimizer = build_optimizer(config, model, optimizer)
-    all_hooks = assemble_hooks(config, data, val_loader, wishes, overwrite=overwrite, resumed=resumed)
+    sets = open_eval_sets(config, data, device)
+    all_hooks = assemble_hooks(config, data, val_loader, sets, wishes, overwrite=overwrite, resumed=resumed)
     if start is not None and start["ema_model"] is not None and not config.model.ema_weights:
         continue_average(all_hooks, model, start, data.label_map)
+    if criterion is None:
+        criterion = build_criterion(data.architecture, config.loss, class_weights(config.loss, data))
     seed_rank(config.train.seed)  # from here on every process draws its own numbers
     with bad_input(""):
         trainer = Trainer(
-            model, build_criterion(data.architecture, config.loss) if criterion is None else criterion, optimizer, train_loader,
+            model, criterion, optimizer, train_loader,
             max_epochs=config.train.epochs,
             lr_scheduler=build_lr_scheduler(config, optimizer, len(train_loader) // config.train.grad_accum_steps),
             hooks=all_hooks,
@@ -101,6 +113,8 @@ def check_before_data(config: RunConfig, hooks: Sequence[UserHook]) -> list[Wish
     optim.optimizer_class(config.optim.optimizer)
     if config.optim.schedule not in ("step", "cosine"):
         optim.scheduler_class(config.optim.schedule)
+    for name in config.eval.sets:
+        eval_set(config, name)
     wishes = user_wishes(config.hooks, hooks)
     build_writers(config)  # for a logger that is not installed
     if config.eval.run_test and "test" not in data_splits(config.data):
@@ -109,7 +123,9 @@ def check_before_data(config: RunConfig, hooks: Sequence[UserHook]) -> list[Wish
     return wishes
 
 
-def assemble_hooks(config: RunConfig, data: RunData, val_loader: Any, wishes: Sequence[Wish], **folder: bool) -> list:
+def assemble_hooks(
+    config: RunConfig, data: RunData, val_loader: Any, sets: dict[str, Any], wishes: Sequence[Wish], **folder: bool
+) -> list:
     """Make all hooks of a run: the folder's first, the end's last."""
     settings = plain_dict(config)
     settings["data"]["white_level"] = getattr(data.train_set, "white_level", None)  # so that evaluation and prediction know it
@@ -119,7 +135,7 @@ def assemble_hooks(config: RunConfig, data: RunData, val_loader: Any, wishes: Se
         check_monitor(config, data.architecture, data.label_map.names)
     return [
         RunFolderHook(metadata, **folder),
-        *build_hooks(config, data.architecture, val_loader, metadata, payload, wishes, writers=build_writers(config)),
+        *build_hooks(config, data.architecture, val_loader, metadata, payload, wishes, sets=sets, writers=build_writers(config)),
         FinishHook(config, data.architecture, data.label_map),
     ]
 

@@ -10,6 +10,7 @@ from rfdetr.fields import check_fields
 from rfdetr.losses.config import LossConfig
 from rfdetr.training.parsing import read_config
 from rfdetr.training.sections import (
+    MIXED,
     DataConfig,
     DropConfig,
     EarlyStoppingConfig,
@@ -115,6 +116,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other across sections."""
         _check_average(self)
+        _check_classes(self)
         _check_epochs(self)
         if self.train.strategy == "fsdp" and self.train.precision == "fp16":
             raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
@@ -137,11 +139,23 @@ def _check_average(config: RunConfig) -> None:
                          "set ema.enabled to false, or use ddp")
 
 
+def _check_classes(config: RunConfig) -> None:
+    """Refuse to tell the classes apart where all are taken for one."""
+    if config.data.single_class:
+        for name, is_set in {"loss.class_weights": config.loss.class_weights is not None,
+                             "data.sampling": config.data.sampling == "repeat_factor"}.items():
+            if is_set:
+                raise InputError(f"{name}: tells classes apart, of which data.single_class makes one; leave one of the two out")
+
+
 def _check_epochs(config: RunConfig) -> None:
     """Refuse what would only happen after the run."""
     epochs = config.train.epochs
     if config.drop.mode != "standard" and config.drop.cutoff_epoch > epochs:
         raise InputError(f"drop.cutoff_epoch: {config.drop.cutoff_epoch} is after the last epoch ({epochs})")
+    off = config.data.mix_off_epochs
+    if off >= epochs and any(getattr(config.data, name) for name in MIXED):
+        raise InputError(f"data.mix_off_epochs: with {off} of {epochs} epochs (train.epochs) nothing is mixed; make it smaller")
     if config.eval.skip_first_epochs >= epochs:
         raise InputError(f"eval.skip_first_epochs: with {config.eval.skip_first_epochs} of {epochs} epochs (train.epochs) no "
                          "evaluation would count; make it smaller")

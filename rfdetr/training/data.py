@@ -5,20 +5,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from engine.distributed import is_main_process, rank, world_size
 from rfdetr.config import ModelConfig
-from rfdetr.data import DetectionLoader, LabelMap, available_splits, eval_loader, multi_scale_sizes, open_dataset, train_loader
+from rfdetr.data import (
+    DetectionDataset,
+    DetectionLoader,
+    LabelMap,
+    available_splits,
+    eval_loader,
+    multi_scale_sizes,
+    open_dataset,
+    train_loader,
+)
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.class_matching import find_names
+from rfdetr.data.mixing import Mixing
 from rfdetr.data.shards import is_address
 from rfdetr.datacheck import DatasetCheck, check_dataset
 from rfdetr.errors import InputError
+from rfdetr.losses.config import LossConfig
 from rfdetr.shapes.dataset import make_shapes
+from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
 from rfdetr.training.own_data import OwnDataset
-from rfdetr.training.sections import DataConfig
+from rfdetr.training.sections import MIXED, DataConfig
 
 logger = logging.getLogger(__name__)
 
@@ -43,34 +57,71 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
     splits: dict[str, RawSplit] = {}
     if train_set is None:
         splits = check_splits(config) if is_main_process() else {}
-        train_set = open_split(config.data, architecture, "train", raw=splits.get("train"))
+        train_set = open_split(config.data, architecture, "train", raw=splits.get("train"), mixing=_mixing(config))
     else:
-        train_set = OwnDataset.of(train_set, architecture, training=True, num_classes=config.model.num_classes)
+        _refuse_own_data(config, is_opened=isinstance(train_set, DetectionDataset))
+        train_set = OwnDataset.of(train_set, architecture, training=True, num_classes=config.model.num_classes,
+                                  letterbox=letterbox_cell(config.data, architecture))
     architecture = architecture_for(config, train_set.label_map)
     if val_set is None:
         data = replace(config.data, white_level=getattr(train_set, "white_level", None))  # one for all splits
         val_set = open_split(data, architecture, "val", train_set.label_map, raw=splits.get("val"))
     else:
-        val_set = OwnDataset.of(val_set, architecture, training=False, label_map=train_set.label_map)
+        val_set = OwnDataset.of(val_set, architecture, training=False, label_map=train_set.label_map,
+                                letterbox=letterbox_cell(config.data, architecture))
     return RunData(train_set, val_set, architecture)
 
 
+def _refuse_own_data(config: RunConfig, *, is_opened: bool) -> None:
+    """Refuse settings that cannot act on a train_set of one's own."""
+    data = config.data
+    of_opening = {"data.classes": data.classes is not None, "data.single_class": data.single_class,
+                  "data.fraction": data.fraction < 1, **{f"data.{name}": getattr(data, name) > 0 for name in MIXED}}
+    of_annotations = {"data.sampling": data.sampling == "repeat_factor",
+                      "loss.class_weights": config.loss.class_weights == "balanced"}  # which a DetectionDataset knows
+    if found := [name for name, is_set in (of_opening | ({} if is_opened else of_annotations)).items() if is_set]:
+        raise InputError(f"train_set: {', '.join(found)} cannot act on a data set of one's own; leave it out, or name a "
+                         "folder by data.dataset_dir")
+
+
 def open_split(
-    config: DataConfig, architecture: ModelConfig, split: str, label_map: LabelMap | None = None, *, raw: RawSplit | None = None
+    config: DataConfig, architecture: ModelConfig, split: str, label_map: LabelMap | None = None, *, raw: RawSplit | None = None,
+    training: bool | None = None, mixing: Mixing | None = None,
 ) -> Dataset:
-    """Open the split "train", "val" or "test" for a model of this input size; only "train" is augmented.
+    """Open the split "train", "val" or "test" for a model of this input size.
 
     Args:
         label_map: of the training split or of a checkpoint; without it, it is made from the train split.
         raw: the split as `check_splits` has read it.
+        training: give augmented samples (default: of "train"); `mixing` of them, see `DetectionDataset`.
     """
     folder, format = data_folder(config)
     kind = "coco" if config.label_map == "coco" else None
+    training = split == "train" if training is None else training
     return open_dataset(
-        folder, split, image_size=architecture.input_size, training=split == "train", format=format, paths=config.splits,
+        folder, split, image_size=architecture.input_size, training=training, format=format, paths=config.splits,
         label_map=label_map or kind, with_masks=architecture.segmentation_head, augment=config.augment,
-        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw, **_reading(config),
+        on_bad_image=config.on_bad_image, exif=config.exif, cache=config.cache, raw=raw,
+        classes=config.classes, single_class=config.single_class, fraction=config.fraction, mixing=mixing,
+        letterbox=letterbox_cell(config, architecture), **_reading(config),
     )
+
+
+def _mixing(config: RunConfig) -> Mixing | None:
+    """Return how training samples are mixed, and say so; None: they are not."""
+    data = config.data
+    chances = {"mosaic": data.mosaic, "copy_paste": data.copy_paste, "mixup": data.mixup}
+    if not any(chances.values()):
+        return None
+    end_epoch = config.train.epochs - data.mix_off_epochs
+    logger.info("mixed samples: %s; until epoch %d of %d", ", ".join(f"{name} {chance:g}" for name, chance in chances.items()),
+                end_epoch, config.train.epochs)
+    return Mixing(**chances, end_epoch=end_epoch)
+
+
+def letterbox_cell(config: DataConfig, architecture: ModelConfig) -> int | None:
+    """Return what `DetectionDataset` and `predict` take as `letterbox`."""
+    return architecture.cell_size if config.resize == "letterbox" else None
 
 
 def check_splits(config: RunConfig) -> dict[str, RawSplit]:
@@ -79,6 +130,7 @@ def check_splits(config: RunConfig) -> dict[str, RawSplit]:
     check = check_data(config.data, architecture.input_size, architecture.num_queries, quick=True,
                        with_masks=architecture.segmentation_head)
     tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
+    tolerated += ["other_classes"] if config.data.single_class else []
     tolerated += ["missing_image", "no_image_size"] if config.data.on_bad_image == "skip" else []
     check.findings.refuse_errors(config.data.dataset_dir, but=tolerated)
     for split, when in {"val": "during training", "test": "at the end"}.items():
@@ -93,7 +145,28 @@ def check_data(config: DataConfig, input_size: tuple[int, int], num_queries: int
     """Check the data set of a run, for a model of this input (H, W) and number of queries; options of `check_dataset`."""
     folder, format = data_folder(config)
     return check_dataset(folder, format=format, paths=config.splits, input_size=input_size, num_queries=num_queries,
-                         **_reading(config), **options)
+                         letterbox=config.resize == "letterbox", **_reading(config), **options)
+
+
+def open_eval_sets(config: RunConfig, data: RunData, device: torch.device) -> dict[str, DetectionLoader]:
+    """Make the loader of each of eval.sets, whose classes are matched with those of the training."""
+    loaders = {}
+    for name in config.eval.sets:
+        found, split = eval_set(config, name)
+        found = replace(found, white_level=getattr(data.train_set, "white_level", None))  # one for all splits
+        with bad_input(f"eval.sets: {name}: "):
+            dataset = open_split(found, data.architecture, split, data.label_map, training=False)
+        logger.info("eval.sets: %s: evaluated is the %s split of %s", name, split, found.dataset_dir)
+        loaders[name] = build_eval_loader(config.data, dataset, data.architecture, device)
+    return loaders
+
+
+def eval_set(config: RunConfig, name: str) -> tuple[DataConfig, str]:
+    """Return where one of eval.sets is, and which split of it is evaluated: the first that it has of val, test and train."""
+    found = replace(config.data, dataset_dir=config.eval.sets[name], format="auto", splits=None)
+    with bad_input(f"eval.sets: {name}: "):
+        splits = data_splits(found)
+    return found, next(split for split in ("val", "test", "train") if split in splits)
 
 
 def _reading(config: DataConfig) -> dict[str, Any]:
@@ -121,9 +194,10 @@ def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
 def build_train_loader(config: RunConfig, data: RunData, device: torch.device) -> DetectionLoader:
     """Make the loader of this rank's share of the training batches."""
     sizes = _train_sizes(data.architecture, config.data.expanded_scales) if config.data.multi_scale else None
+    repeats = _repeats(config.data, data.train_set) if config.data.sampling == "repeat_factor" else None
     return train_loader(
         data.train_set, batch_size=config.data.batch_size, seed=config.train.seed, grad_accum_steps=config.train.grad_accum_steps,
-        sizes=sizes, **_loader_options(config.data, data.architecture, device),
+        sizes=sizes, repeats=repeats, **_loader_options(config.data, data.architecture, device),
     )
 
 
@@ -131,6 +205,34 @@ def build_eval_loader(config: DataConfig, dataset: Dataset, architecture: ModelC
     """Make the loader of this rank's share of a split, every image once and in order."""
     return eval_loader(dataset, batch_size=config.eval_batch_size or config.batch_size,
                        **_loader_options(config, architecture, device))
+
+
+def _repeats(config: DataConfig, dataset: DetectionDataset) -> np.ndarray:
+    """Return how often an epoch shows each image, and say so."""
+    repeats = dataset.repeat_factors(config.repeat_threshold)
+    if repeats.max() == 1:
+        logger.warning("data.sampling: repeat_factor repeats nothing, since each class is on %.3g of the images or more "
+                       "(data.repeat_threshold)", config.repeat_threshold)
+    else:
+        logger.info("data.sampling: repeat_factor shows %d of the %d images more than once an epoch, up to %.1f times; it has %d "
+                    "samples", (repeats > 1).sum(), len(repeats), repeats.max(), repeats.sum())
+    return repeats
+
+
+def class_weights(config: LossConfig, data: RunData) -> list[float] | None:
+    """Return the weight of each of the model's logits in the classification loss of objects, and say so; None: all alike."""
+    if config.class_weights is None:
+        return None
+    names, weights = data.label_map.names, np.ones(data.architecture.num_classes + 1)
+    if config.class_weights == "balanced":
+        counts = data.train_set.class_counts()
+        present = np.flatnonzero(counts)
+        weights[present] = counts.sum() / (len(present) * counts[present])
+    else:
+        for name, weight in config.class_weights.items():
+            weights[find_names("loss.class_weights", [name], names)] = weight
+    logger.info("loss.class_weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights)))
+    return weights.tolist()
 
 
 def _loader_options(config: DataConfig, architecture: ModelConfig, device: torch.device) -> dict[str, Any]:

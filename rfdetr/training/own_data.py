@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionDataset, LabelMap, SampleKey, preprocess
+from rfdetr.data.images import fit_size
 from rfdetr.data.transforms import seeded_globals
 from rfdetr.errors import InputError
 
@@ -26,17 +28,21 @@ class OwnDataset(Dataset):
     What the data set draws at random comes from the global generators, which are seeded for each sample of the training.
     """
 
-    def __init__(self, dataset: Dataset, label_map: LabelMap, image_size: tuple[int, int], *, training: bool) -> None:
+    def __init__(
+        self, dataset: Dataset, label_map: LabelMap, image_size: tuple[int, int], *, training: bool, letterbox: int | None = None
+    ) -> None:
+        self.letterbox = letterbox
         self.dataset, self.label_map, self.image_size, self.training = dataset, label_map, image_size, training
 
     @classmethod
     def of(
         cls, dataset: Dataset, architecture: ModelConfig, *, training: bool, num_classes: int | None = None,
-        label_map: LabelMap | None = None,
+        label_map: LabelMap | None = None, letterbox: int | None = None,
     ) -> Dataset:
         """Wrap a data set, unless `open_dataset` made it.
 
         Args:
+            letterbox: see `DetectionDataset`.
             label_map: its classes (default: its attribute `class_names`, else as many as `num_classes` says).
         """
         if isinstance(dataset, DetectionDataset):
@@ -49,7 +55,7 @@ class OwnDataset(Dataset):
                 raise InputError(f"train_set: {type(dataset).__name__} has no `class_names`; give it that attribute, or set "
                                  "model.num_classes")
             label_map = LabelMap(tuple(range(len(names))), tuple(map(str, names)))
-        return cls(dataset, label_map, architecture.input_size, training=training)
+        return cls(dataset, label_map, architecture.input_size, training=training, letterbox=letterbox)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -77,11 +83,12 @@ class OwnDataset(Dataset):
             raise InputError(f"{self._place(index)}: the target must be a dict with boxes and labels")
         orig_size = _size_of(image)
         is_ready = isinstance(image, Tensor) and image.is_floating_point()
-        ready = image if is_ready else preprocess(image, size)
-        return ready, self._target(index, target, orig_size, tuple(ready.shape[-2:]))
+        ready = image if is_ready else preprocess(image, fit_size(*orig_size, size, self.letterbox))
+        return ready, self._target(index, target, orig_size, tuple(ready.shape[-2:]), None if is_ready else size)
 
     def _target(
-        self, index: int, given: Mapping[str, Any], orig_size: tuple[int, int], size: tuple[int, int]
+        self, index: int, given: Mapping[str, Any], orig_size: tuple[int, int], size: tuple[int, int],
+        canvas: tuple[int, int] | None,
     ) -> dict[str, Tensor]:
         boxes = torch.as_tensor(given["boxes"], dtype=torch.float32).reshape(-1, 4)
         labels = torch.as_tensor(given["labels"], dtype=torch.int64).reshape(-1)
@@ -96,6 +103,10 @@ class OwnDataset(Dataset):
         if "masks" in given:
             masks = torch.as_tensor(given["masks"], dtype=torch.bool).reshape(-1, *orig_size)
             target["masks"] = F.resize(masks, list(size), InterpolationMode.NEAREST_EXACT) if self.training else masks
+        if self.letterbox is not None and canvas is not None:
+            target["canvas"] = torch.tensor(canvas)
+            if "masks" in given and self.training:
+                target["masks"] = pad(target["masks"], (0, canvas[1] - size[1], 0, canvas[0] - size[0]))
         return target
 
     def _check(self, index: int, boxes: Tensor, labels: Tensor) -> None:

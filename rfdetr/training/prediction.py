@@ -60,13 +60,14 @@ class Predictor:
         self.postprocess = build_postprocess(architecture)
         data = content["args"].get("data")
         settings = data if isinstance(data, dict) else {}
+        self.letterbox = architecture.cell_size if settings.get("resize") == "letterbox" else None
         self.reading = {"white_level": _count(settings.get("white_level")),
                         "max_pixels": max_pixels or _count(settings.get("max_pixels")) or MAX_PIXELS}  # of `read_image`
 
     def __call__(self, images: Sequence[Picture], *, threshold: float = 0.5) -> list[dict[str, Tensor]]:
         """Detect on one batch of pictures; see `rfdetr.prediction.predict`."""
         return predict_batch(self.model, self.postprocess, images, size=self.input_size, threshold=threshold,
-                             precision=self.precision, **self.reading)
+                             precision=self.precision, letterbox=self.letterbox, **self.reading)
 
 
 def predict(

@@ -4,16 +4,28 @@ Each is a frozen dataclass whose fields are documented where they are declared (
 itself when it is made. The defaults are those that RF-DETR was published with.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rfdetr.errors import InputError
 from rfdetr.fields import check_choices, check_fields, is_count, is_fraction, is_name_or_none, is_not_negative, is_positive
 
+MIXED = ("mosaic", "copy_paste", "mixup")  # fields of DataConfig
+RESERVED = ("train", "val", "test", "ema", "lr")  # what other metrics begin with
+
 
 def _is_paths_or_none(value: dict[str, dict[str, str]] | None) -> bool:
     return value is None or all(split in ("train", "val", "test") and set(paths) == {"annotations", "images"}
                                 for split, paths in value.items())
+
+
+def _are_names_or_none(value: tuple[str, ...] | None) -> bool:
+    return value is None or 0 < len(value) == len(set(value)) and all(name.strip() for name in value)
+
+
+def _are_sets(value: dict[str, str]) -> bool:
+    return all(re.fullmatch(r"[A-Za-z][\w-]*", name) and name not in RESERVED and path for name, path in value.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +90,31 @@ class DataConfig:
     augment: str | list[dict[str, Any]] = "default"
     """Recipe of the training images (none, default, flips, light, conservative, aggressive, aerial, industrial), or a list
     of torchvision v2 transforms by class_path."""
+    mosaic: float = 0.0
+    """Probability that a training sample shows parts of four pictures, each at 0.3 to 1 of its size."""
+    copy_paste: float = 0.0
+    """Probability that objects of another picture are pasted over a training sample, cut out by their masks, or else boxes."""
+    mixup: float = 0.0
+    """Probability that a training sample is blended with another picture, and has the objects of both."""
+    mix_off_epochs: int = 0
+    """Last epochs in which samples are not mixed, so that training ends on pictures as they are."""
+    resize: Literal["stretch", "letterbox"] = "stretch"
+    """How pictures become as large as the input, in training, evaluation and prediction: stretched to its shape, as published, or
+    in their own shape (to whole patches), padded on the right or at the bottom."""
     multi_scale: bool = True
     """Train every step at a scale of its own around model.resolution."""
     expanded_scales: bool = True
     """Eleven scales instead of eight (with multi_scale)."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes to learn; objects of others are left out, and their images stay (default: all classes)."""
+    single_class: bool = False
+    """Take all classes for one, called "object"."""
+    fraction: float = 1.0
+    """Share of the training images that is used; always the same ones, and more with a larger share."""
+    sampling: Literal["uniform", "repeat_factor"] = "uniform"
+    """uniform: each image once an epoch; repeat_factor: images of rare classes sqrt(repeat_threshold / share) times (LVIS)."""
+    repeat_threshold: float = 0.1
+    """Share of the images below which a class is rare (sampling "repeat_factor"), above 0 to 1; LVIS itself has 0.001."""
     label_map: Literal["contiguous", "coco"] = "contiguous"
     """Labels 0 to K-1 in the order of the category ids, or the category ids themselves as in the official COCO weights."""
     splits: dict[str, dict[str, str]] | None = None
@@ -114,13 +147,15 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choices(self, "data")
         check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor", "max_pixels")
-        check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images")
+        check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images", *MIXED)
+        check_fields(self, "data", "above 0 and at most 1", lambda value: 0 < value <= 1, "repeat_threshold", "fraction")
+        check_fields(self, "data", "a list of different names", _are_names_or_none, "classes")
         check_fields(self, "data", "above 0 and below 1", lambda value: 0 < value < 1, "val_fraction")
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "white_level")
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "eval_batch_size")
         check_fields(self, "data", "{split: {annotations: file, images: folder}} for train, val and test, or some of them",
                      _is_paths_or_none, "splits")
-        check_fields(self, "data", "0 or more", is_not_negative, "num_workers", "timeout_seconds")
+        check_fields(self, "data", "0 or more", is_not_negative, "num_workers", "timeout_seconds", "mix_off_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +295,9 @@ class EvalConfig:
     """Which weights are evaluated: the trained ones, their average, or both."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
     """Precision of evaluations; with fp32 the numbers hardly depend on the machine."""
+    sets: dict[str, str] = field(default_factory=dict)
+    """Further data sets to evaluate with the val split, {night: folder or address}: night/mAP_50_95 and so on. Their val split is
+    taken, or test, or train, whichever there is; classes are found by name."""
     run_test: bool = False
     """Evaluate the best weights on the test split at the end."""
     monitor: str | None = None
@@ -272,6 +310,8 @@ class EvalConfig:
         check_choices(self, "eval")
         check_fields(self, "eval", "1 or more", is_count, "every_epochs", "max_dets")
         check_fields(self, "eval", "0 or more", is_not_negative, "skip_first_epochs")
+        check_fields(self, "eval", f"{{name: path}}, names of letters, digits, - and _ that are not {', '.join(RESERVED)}",
+                     _are_sets, "sets")
         check_fields(self, "eval", "a name without val/ or ema_ before it (the average is followed by its own)",
                      lambda name: name is None or name and not name.startswith(("val/", "ema_")), "monitor")
 

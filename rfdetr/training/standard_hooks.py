@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from engine import Hook
@@ -105,19 +106,21 @@ def _complete(hook: Hook, given: Mapping[str, Any]) -> Hook:
 
 def build_hooks(
     config: RunConfig, architecture: ModelConfig, val_loader: DetectionLoader, metadata: Mapping[str, Any],
-    payload: Callable, wishes: Sequence[Wish] = (), *, writers: Sequence[Writer] = (),
+    payload: Callable, wishes: Sequence[Wish] = (), *, sets: Mapping[str, DetectionLoader] = MappingProxyType({}),
+    writers: Sequence[Writer] = (),
 ) -> list[Hook]:
     """Make the hooks of a run: a user's subclass of a standard hook in its place, users' other hooks before the one that saves.
 
     Args:
         metadata: what checkpoint.pth holds beside the state.
         payload: makes the content of a best file of a model.
+        sets: loaders of further evaluation sets.
 
     Raises:
         InputError: two hooks for one place or of one name, or a subclass that does not take what a run has to give it.
     """
     postprocess = build_postprocess(architecture)
-    evaluation = _evaluation(config, architecture, val_loader, postprocess)
+    evaluation = _evaluation(config, architecture, val_loader, postprocess, sets)
     saving = Standard(CheckpointHook, {"every_steps": config.train.save_every_steps, "keep": config.train.keep},
                       {"metadata": metadata})
     first = [
@@ -157,7 +160,8 @@ def _steering(config: RunConfig, payload: Callable) -> list[Standard]:
 
 
 def _evaluation(
-    config: RunConfig, architecture: ModelConfig, val_loader: DetectionLoader, postprocess: Callable
+    config: RunConfig, architecture: ModelConfig, val_loader: DetectionLoader, postprocess: Callable,
+    sets: Mapping[str, DetectionLoader],
 ) -> Standard:
     settings = {
         "every_epochs": config.eval.every_epochs, "max_dets": config.eval.max_dets, "per_class": config.eval.per_class,
@@ -165,7 +169,8 @@ def _evaluation(
         "iou_types": iou_types(architecture), "precision": config.eval.precision,
     }
     names = val_loader.dataset.label_map.names
-    return Standard(COCOEvalHook, settings, {"data_loader": val_loader, "postprocess": postprocess, "class_names": names})
+    parts = {"data_loader": val_loader, "postprocess": postprocess, "class_names": names}
+    return Standard(COCOEvalHook, settings, parts | ({"sets": sets} if sets else {}))  # a user's subclass need not know of them
 
 
 def _places(standard: Sequence[type[Hook]], wishes: Sequence[Wish]) -> tuple[dict[type[Hook], Wish], list[Wish]]:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from rfdetr.training.config import RunConfig
+from rfdetr.training.sections import MIXED
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def _idle(config: RunConfig) -> list[tuple[str, str, tuple[str, ...]]]:
         ("optim", f"optim.schedule is {optim.schedule}", ("lr_drop",)): optim.schedule != "step",
         ("optim", f"optim.schedule is {optim.schedule}", ("lr_min_factor",)): optim.schedule != "cosine",
         ("data", "data.multi_scale is false", ("expanded_scales",)): not data.multi_scale,
+        ("data", "nothing is mixed", ("mix_off_epochs",)): not any(getattr(data, name) for name in MIXED),
+        ("data", "data.sampling is uniform", ("repeat_threshold",)): data.sampling == "uniform",
         ("data", "data.num_workers is 0", ("prefetch_factor", "persistent_workers", "start_method")): data.num_workers == 0,
         ("loss", f"{config.model.variant} has no masks", ("mask_ce_loss_coef", "mask_dice_loss_coef", "mask_point_sample_ratio")):
             not config.model.architecture().segmentation_head,

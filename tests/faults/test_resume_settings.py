@@ -131,6 +131,7 @@ def test_moments_find_their_parameters_in_other_groups(data, stopped):
 @pytest.mark.parametrize(("changed", "message"), [
     ({"optim.optimizer": "SGD", "optim.optimizer_args": {}}, "the optimizer is SGD now and was AdamW"),
     ({"optim.optimizer_args": {"amsgrad": True}}, "need max_exp_avg_sq"),
+    ({"data.single_class": True}, "trained on other classes: the checkpoint has 2 classes, .* has 1 classes, 'object'"),
     ({"model.num_queries": 20}, "another model: model.num_queries 10 there, 20 here$"),
     ({"model.resolution": 128, "model.variant": "nano"}, "model.variant 'pico' there, 'nano' here; model.resolution 64 there"),
     ({"model.weights": "somewhere.pth"}, "model.weights was None and is 'somewhere.pth'"),
@@ -161,6 +162,7 @@ def test_differences_are_one_table_and_the_configuration_tells_what_acted(data, 
 
 @pytest.mark.parametrize(("changed", "place"), [
     ({"data.batch_size": 1}, (1, 6)), ({"train.grad_accum_steps": 2}, (1, 1)), ({"data.dataset_dir": "smaller"}, (1, 3)),
+    ({"data.sampling": "repeat_factor", "data.repeat_threshold": 1.0}, (1, 3)),
 ], ids=str)  # fmt: skip
 def test_the_nearest_whole_step_of_other_data_or_batches(data, stopped, tmp_path, changed, place):
     """The run stopped after 3 of 6 steps of 2 images in its second epoch."""

@@ -68,8 +68,18 @@ EFFECTS = {
     "data.eval_batch_size": Effect(see.batch_shapes, 1),
     "data.num_workers": Effect(see.workers, 2),
     "data.augment": Effect(see.pixels, "flips"),
+    "data.mosaic": Effect(see.pixels, 1.0),
+    "data.copy_paste": Effect(see.pixels, 1.0),
+    "data.mixup": Effect(see.pixels, 1.0),
+    "data.mix_off_epochs": Effect(see.weights, 1, {"data.mosaic": 1.0, "train.epochs": 2}),
+    "data.resize": Effect(see.pixels, "letterbox", {"data.dataset_dir": "wide"}),
     "data.multi_scale": Effect(see.batch_shapes, True),
     "data.expanded_scales": Effect(see.batch_shapes, False, {"data.multi_scale": True}),
+    "data.classes": Effect(see.labels, ("dark",)),
+    "data.single_class": Effect(see.labels, True),
+    "data.fraction": Effect(see.batch_shapes, 0.5, {"data.dataset_dir": "learned"}),
+    "data.sampling": Effect(see.pixels, "repeat_factor", {"data.repeat_threshold": 1.0}),
+    "data.repeat_threshold": Effect(see.batch_shapes, 1.0, {"data.sampling": "repeat_factor", "data.dataset_dir": "learned"}),
     "data.label_map": Effect(see.labels, "coco"),
     "data.splits": Effect(see.pixels, {split: {"annotations": "valid/_annotations.coco.json", "images": "valid"}
                                        for split in ("train", "val")}),
@@ -98,6 +108,7 @@ EFFECTS = {
     "loss.set_cost_giou": Effect(see.loss, 30.0),
     "loss.focal_alpha": Effect(see.loss, 0.5),
     "loss.mask_point_sample_ratio": Effect(see.loss, 4, MASKS),
+    "loss.class_weights": Effect(see.weights, {"bright": 5.0}),
     "loss.normalize": Effect(see.weights, "window", {"train.grad_accum_steps": 2}),
     "loss.sum_group_losses": Effect(see.loss, True),
 
@@ -160,6 +171,7 @@ EFFECTS = {
     "eval.per_class": Effect(see.metrics, False, START),
     "eval.models": Effect(see.metrics, "regular", START),
     "eval.precision": Effect(see.metrics, "bf16", START),
+    "eval.sets": Effect(see.metrics, {"night": "wide"}, START),
     "eval.run_test": Effect(see.results, True),
     "eval.monitor": Effect(see.best_epoch, "F1"),
     "eval.skip_first_epochs": Effect(see.best_epoch, 1, {"train.epochs": 3}),
@@ -192,6 +204,11 @@ def workplace(tmp_path_factory, dataset_dir, finished_run) -> Path:
     Image.open(picture).save(picture, exif=orientation)
     write_split(folder / "lone" / "images", 8)  # one file for all, beside the folder of the images
     shutil.copytree(folder / "data", folder / "renamed")
+    shutil.copytree(folder / "data", folder / "wide")
+    for path in (folder / "wide").rglob("*.png"):
+        Image.open(path).crop((0, 0, 64, 32)).save(path)
+    for path in (folder / "wide").rglob("*.json"):
+        path.write_text(path.read_text().replace('"height": 64', '"height": 32'))
     for path in (folder / "renamed").rglob("*.json"):
         path.write_text(path.read_text().replace('"dark"', '"dim"'))
     (folder / "lone" / "images" / "_annotations.coco.json").rename(folder / "lone" / "annotations.json")

@@ -5,20 +5,22 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rfdetr.data import EvalSampler, TrainBatchSampler
+from rfdetr.data.samplers import repeat_factors
 from rfdetr.errors import InputError
 
 STEPS_TABLE = json.loads((Path(__file__).parents[2] / "goldens" / "training" / "lr_schedule.json").read_text())["steps_table"]
 
 
-def windows(num_samples=100, *, batch_size, grad_accum_steps=1, world_size=1, epoch=1, start_batch=0, seed=5, sizes=None):
+def windows(num_samples=100, *, batch_size, grad_accum_steps=1, world_size=1, epoch=1, start_batch=0, seed=5, **options):
     """The keys of each optimizer step of an epoch, over all ranks, in order of position."""
     ranks = []
     for rank in range(world_size):
-        sampler = TrainBatchSampler(num_samples, batch_size, grad_accum_steps=grad_accum_steps, seed=seed, sizes=sizes, rank=rank,
-                                    world_size=world_size)
+        sampler = TrainBatchSampler(num_samples, batch_size, grad_accum_steps=grad_accum_steps, seed=seed, rank=rank,
+                                    world_size=world_size, **options)
         sampler.set_epoch(epoch, start_batch)
         ranks.append(list(sampler))
     assert all(len(batch) == batch_size for batches in ranks for batch in batches)
@@ -34,6 +36,28 @@ def test_window_does_not_depend_on_how_it_is_split(num_samples):
     assert whole == windows(num_samples, batch_size=4, world_size=2, sizes=sizes)
     assert whole == windows(num_samples, batch_size=2, grad_accum_steps=2, world_size=2, sizes=sizes)
     assert [key.position for window in whole for key in window] == list(range(8 * len(whole)))
+
+
+def test_repeat_factors_are_those_of_lvis():
+    """Of 8 images all show class 0, one class 1 (in two boxes), and two class 3."""
+    images, labels = np.array([*range(8), 2, 2, 2, 5]), np.array([0] * 8 + [1, 1, 3, 3])
+    assert repeat_factors(images, labels, 8, 0.5).tolist() == [1, 1, 2, 1, 1, 2**0.5, 1, 1]
+    assert repeat_factors(images, labels, 8, 0.1).tolist() == [1] * 8
+    assert repeat_factors(images[:0], labels[:0], 3, 0.5).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("num_samples", [90, 20], ids=["repeats", "with replacement"])
+def test_repeated_images_come_that_often_and_windows_do_not_depend_on_how_they_are_split(num_samples):
+    repeats = np.ones(num_samples)
+    repeats[:10] = 2.25
+    whole = [windows(num_samples, batch_size=8, repeats=repeats, epoch=epoch) for epoch in range(200)]
+    assert whole[1] == windows(num_samples, batch_size=2, grad_accum_steps=2, world_size=2, repeats=repeats)
+    assert {len(epoch) for epoch in whole} == {max(5, int(repeats.sum()) // 8)}
+    counts = Counter(key.index for epoch in whole for window in epoch for key in window)
+    rare, other = (np.mean([counts[index] for index in chosen]) for chosen in (range(10), range(10, num_samples)))
+    assert rare / other == pytest.approx(2.25, rel=0.05)
+    if num_samples == 90:
+        assert max(Counter(key.index for key in sum(whole[0], [])).values()) <= 3
 
 
 def test_epoch_is_a_permutation_without_its_incomplete_last_window():

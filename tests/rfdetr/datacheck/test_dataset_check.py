@@ -426,6 +426,9 @@ def test_imbalance_and_skew_need_many_objects(tmp_path, found):
         (tmp_path / folder / "_annotations.coco.json").write_text(json.dumps(content))
     check = check_dataset(tmp_path, quick=True, **SIZE)
     assert found(check) == {("train", "imbalance"): 1, ("val", "skewed"): 1, ("train", "tiny"): 3060, ("val", "tiny"): 180}
+    (imbalance,) = [finding for finding in check.findings if finding.name == "imbalance"]
+    assert list(imbalance.examples) == ["dog 30 (on 50.00% of the images: repeat_factor would show them 1.0 times an epoch, "
+                                        "balanced count each box 51.5 times)"]
 
 
 def test_yolo_dirt_of_reader_and_check_is_counted_once(tmp_path, found, picture):

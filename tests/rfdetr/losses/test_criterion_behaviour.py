@@ -212,3 +212,20 @@ def test_unknown_names_are_refused(options):
 def test_mask_losses_need_masks():
     with pytest.raises(ValueError, match="pred_masks"):
         make_criterion(masks=True)(make_outputs(), make_targets(1, 2))
+
+
+@pytest.mark.parametrize("class_loss", FOREGROUND)
+def test_class_weights_multiply_what_objects_of_a_class_cost(class_loss):
+    outputs, targets = make_outputs(), make_targets(3, 2)
+    for label, target in enumerate(targets):
+        target["labels"][:] = label
+    weighted = [make_criterion(class_loss=class_loss, class_weights=weights)(outputs, targets)
+                for weights in ([1, 1, 1, 1, 1], [3, 1, 1, 1, 1], [1, 3, 1, 1, 1], [3, 3, 1, 1, 1], [1, 1, 9, 9, 9])]
+    plain = make_criterion(class_loss=class_loss)(outputs, targets)
+    for name in ("loss_ce", "loss_ce_0", "loss_ce_enc"):
+        ones, first, second, both, others = (losses[name] for losses in weighted)
+        assert torch.equal(ones, plain[name]) and torch.equal(others, plain[name])
+        torch.testing.assert_close(first + second - ones, both)
+        assert first != ones
+    assert all(torch.equal(weighted[3][name], plain[name]) for name in plain if "loss_ce" not in name)
+    assert "class_weights" not in make_criterion(class_weights=[1.0] * 5).state_dict()

@@ -32,7 +32,7 @@ def test_every_field_is_documented_where_it_is_declared(name):
         if isinstance(before, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
     ]
     assert documented == [field.name for field in fields(SECTIONS[name])]
-    assert len(documented) <= 22
+    assert len(documented) <= 32
 
 
 @pytest.mark.parametrize(
