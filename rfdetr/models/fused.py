@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
