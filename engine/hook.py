@@ -118,7 +118,10 @@ class Hook:
         """Run after an update (made or skipped); `trainer.losses` and `trainer.grad_norm` are readable, but still on device."""
 
     def after_epoch(self, trainer: Trainer) -> None:
-        """Run when `trainer.epoch` already counts this epoch: save; evaluate and `trainer.publish_metrics`."""
+        """Run when `trainer.epoch` already counts this epoch: save; evaluate and `trainer.publish_metrics`.
+
+        Also where `trainer.max_steps` ends the run in the middle of an epoch, which is not counted then.
+        """
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Run whenever a hook publishes metrics; they are the same on all ranks and must not be edited."""

@@ -9,6 +9,7 @@ from hooks.early_stop import EarlyStopHook
 from hooks.ema import EMAHook
 from hooks.interrupt import InterruptHook
 from hooks.log import LogHook
+from hooks.plateau import PlateauHook
 from hooks.plots import PlotsHook
 from hooks.progress import ProgressHook
 
@@ -22,6 +23,7 @@ __all__ = [
     "Hook",
     "InterruptHook",
     "LogHook",
+    "PlateauHook",
     "PlotsHook",
     "ProgressHook",
 ]

@@ -69,13 +69,13 @@ class CheckpointHook(Hook):
         self._waits_for_data = None
 
     def after_step(self, trainer: Trainer) -> None:
-        is_epoch_end = trainer.epoch_step == trainer.steps_per_epoch
+        is_epoch_end = trainer.epoch_step == trainer.steps_per_epoch or trainer.is_finished
         if _is_due(trainer.step, self.every_steps) and not (is_epoch_end and self.every_epochs == 1):
             self._save(trainer)
         self._waits_for_data = None if is_epoch_end else trainer
 
     def after_epoch(self, trainer: Trainer) -> None:
-        if _is_due(trainer.epoch, self.every_epochs) or trainer.epoch == trainer.max_epochs:
+        if _is_due(trainer.epoch, self.every_epochs) or trainer.is_finished:
             self._save(trainer)
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:

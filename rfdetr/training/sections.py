@@ -9,11 +9,19 @@ from typing import Any, Literal
 
 from rfdetr.errors import InputError
 from rfdetr.fields import check_choices, check_fields, is_count, is_fraction, is_name_or_none, is_not_negative, is_positive
+from rfdetr.schedules import SCHEDULES, schedule_arguments
 
 
 def _is_paths_or_none(value: dict[str, dict[str, str]] | None) -> bool:
     return value is None or all(split in ("train", "val", "test") and set(paths) == {"annotations", "images"}
                                 for split, paths in value.items())
+
+
+def _is_group(group: dict[str, Any]) -> bool:
+    numbers = {name: value for name, value in group.items() if name != "match"}
+    return (isinstance(group.get("match"), str) and bool(numbers) and numbers.keys() <= {"lr_scale", "weight_decay"}
+            and all(type(value) in (int, float) for value in numbers.values())
+            and is_positive(numbers.get("lr_scale", 1)) and is_not_negative(numbers.get("weight_decay", 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +43,23 @@ class OptimConfig:
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimizer, such as betas."""
     schedule: str = "step"
-    """step (a tenth from lr_drop on), cosine (down to lr_min_factor), a class of torch.optim.lr_scheduler, or an import path."""
+    """step (a tenth from lr_drop on), cosine (down to lr_min_factor), flat_cosine, polynomial, plateau (lower when evaluations
+    are no better), a class of torch.optim.lr_scheduler, or an import path."""
     schedule_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of a scheduler that is a class; it counts optimizer steps."""
+    """flat_cosine: flat (0.5, share of the steps at the full rate); polynomial: power (0.9); plateau: metric (that of
+    eval.monitor), factor (0.1), patience (3), min_delta (0); or those of a class, which counts optimizer steps."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from 0; fractions are allowed."""
     lr_drop: int = 100
     """Epoch of the drop (schedule "step")."""
     lr_min_factor: float = 0.0
-    """What is left of the learning rate at the end (schedule "cosine"), 0 to 1."""
+    """What is left of the learning rate at the end, or at least (schedules "cosine", "flat_cosine", "polynomial", "plateau"),
+    0 to 1."""
     clip_max_norm: float = 0.1
     """Gradients are scaled down to this global L2 norm; 0 does not clip."""
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    """Changes for parameters by the patterns of their names, on top of the rates above: [{match: "*.bias", lr_scale: 2.0,
+    weight_decay: 0}]."""
 
     def __post_init__(self) -> None:
         check_fields(self, "optim", "above 0", is_positive, "lr", "lr_vit_layer_decay", "lr_component_decay")
@@ -56,8 +70,10 @@ class OptimConfig:
             if key in self.optimizer_args:
                 raise InputError(f"optim.optimizer_args: {key} changes nothing there, since every parameter group has its own; "
                                  f"set optim.{key}")
-        if self.schedule in ("step", "cosine") and self.schedule_args:
-            raise InputError(f"optim.schedule_args: {self.schedule!r} takes none; it has lr_drop, lr_min_factor, warmup_epochs")
+        if self.schedule in SCHEDULES:
+            schedule_arguments(self.schedule, self.schedule_args)
+        check_fields(self, "optim", 'a list of {match: pattern} with lr_scale (above 0), weight_decay (0 or more), or both',
+                     lambda groups: all(map(_is_group, groups)), "groups")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +145,8 @@ class TrainConfig:
 
     epochs: int = 100
     """Passes over the training images."""
+    max_steps: int | None = None
+    """End after so many optimizer steps, in the middle of an epoch too, unless train.epochs end before."""
     grad_accum_steps: int = 1
     """Batches of one optimizer update; the effective batch is batch_size x grad_accum_steps x processes."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -164,6 +182,7 @@ class TrainConfig:
         check_choices(self, "train")
         check_fields(self, "train", "not empty", bool, "output_dir")
         check_fields(self, "train", "1 or more", is_count, "epochs", "grad_accum_steps", "max_bad_steps")
+        check_fields(self, "train", "1 or more, or null", lambda value: value is None or value >= 1, "max_steps")
         check_fields(self, "train", "above 0", is_positive, "timeout_minutes")
         check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "max_hours")
 

@@ -4,6 +4,7 @@ import logging
 from dataclasses import fields
 from typing import Any
 
+from rfdetr.schedules import SCHEDULES
 from rfdetr.training.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ def _idle(config: RunConfig) -> list[tuple[str, str, tuple[str, ...]]]:
         ("ema", "ema.enabled is false", all_but["ema"]): not config.ema.enabled,
         ("early_stopping", "early_stopping.enabled is false", all_but["early_stopping"]): not config.early_stopping.enabled,
         ("optim", f"optim.schedule is {optim.schedule}", ("lr_drop",)): optim.schedule != "step",
-        ("optim", f"optim.schedule is {optim.schedule}", ("lr_min_factor",)): optim.schedule != "cosine",
+        ("optim", f"optim.schedule is {optim.schedule}", ("lr_min_factor",)):
+            optim.schedule not in SCHEDULES or optim.schedule == "step",
         ("data", "data.multi_scale is false", ("expanded_scales",)): not data.multi_scale,
         ("data", "data.num_workers is 0", ("prefetch_factor", "persistent_workers", "start_method")): data.num_workers == 0,
         ("loss", f"{config.model.variant} has no masks", ("mask_ce_loss_coef", "mask_dice_loss_coef", "mask_point_sample_ratio")):

@@ -9,6 +9,7 @@ from rfdetr.errors import InputError
 from rfdetr.training import assemble
 from rfdetr.training.commands import fit
 
+SCHEDULE, ARGUMENTS = ("--optim.schedule",), ("--optim.schedule_args",)
 EARLY = ("--early_stopping.enabled", "true")
 REFUSED = [
     (("--eval.monitor", "ema_mAP_50_95"), r"^eval\.monitor: 'ema_mAP_50_95' .* without val/ or ema_"),
@@ -24,6 +25,22 @@ REFUSED = [
     (("--drop.cutoff_epoch", "1"), r'^drop\.cutoff_epoch: 1 changes nothing with drop\.mode "standard"'),
     (("--drop.schedule", "linear"), r'^drop\.schedule: "linear" falls to 0 at the cutoff'),
     (("--optim.schedule_args", '{"gamma": 0.1}'), r"^optim\.schedule_args: 'step' takes none"),
+    ((*SCHEDULE, "flat_cosine", *ARGUMENTS, '{"power": 2}'),
+     r"^optim\.schedule_args: 'flat_cosine' takes no power, only flat"),
+    ((*SCHEDULE, "flat_cosine", *ARGUMENTS, '{"flat": 1.0}'),
+     r"^optim\.schedule_args: flat: 1\.0 is not possible; it must be 0 or more"),
+    ((*SCHEDULE, "plateau", *ARGUMENTS, '{"patience": "x"}'), r"^optim\.schedule_args: patience: 'x' is not"),
+    ((*SCHEDULE, "plateau", *ARGUMENTS, '{"metric": "val/mAP50"}'),
+     r"^optim\.schedule_args: metric: 'val/mAP50' is not measured; did you mean val/mAP_50\?"),
+    ((*SCHEDULE, "plateau", *ARGUMENTS, '{"metric": "val/ema_F1"}', "--eval.models", "regular"),
+     r"^optim\.schedule_args: metric: 'val/ema_F1' is not measured"),
+    ((*SCHEDULE, "plateau", *ARGUMENTS, '{"metric": "val/loss"}'),
+     r"^optim\.schedule_args: metric: 'val/loss' is not measured"),
+    (("--optim.groups", '[{"match": "*.biass", "lr_scale": 2.0}]'), r"^optim\.groups: '\*\.biass' fits no parameter .*bias"),
+    (("--optim.groups", '[{"match": "*.bias"}]'), r"^optim\.groups: .* it must be a list of \{match: pattern\} with lr_scale"),
+    (("--optim.groups", '[{"match": "*.bias", "lr": 2.0}]'), r"^optim\.groups: "),
+    (("--train.max_steps", "0"), r"^train\.max_steps: 0 is not possible; it must be 1 or more, or null"),
+    (("--eval.monitor", "mAP50"), r"^eval\.monitor: 'mAP50' is not measured; did you mean mAP_50\?"),
     (("--optim.optimizer_args", '{"lr": 1.0}'), r"^optim\.optimizer_args: lr changes nothing there, .* set optim\.lr"),
     (("--optim.optimizer", "Adamm"), r"^optim\.optimizer: 'Adamm' is no class of torch\.optim .* did you mean Adam\?"),
     (("--optim.optimizer", "nowhere.Lion"), r"^optim\.optimizer: cannot import 'nowhere\.Lion'"),

@@ -115,8 +115,10 @@ EFFECTS = {
     "optim.lr_drop": Effect(see.learning_rates, 2),
     "optim.lr_min_factor": Effect(see.learning_rates, 0.1, {"optim.schedule": "cosine"}),
     "optim.clip_max_norm": Effect(see.weights, 0.0),
+    "optim.groups": Effect(see.learning_rates, [{"match": "*.bias", "lr_scale": 2.0}]),
 
     "train.epochs": Effect(see.num_steps, 2),
+    "train.max_steps": Effect(see.num_steps, 2),
     "train.grad_accum_steps": Effect(see.weights, 2),
     "train.precision": Effect(see.weights, "bf16", {"train.precision": "fp32"}),
     "train.seed": Effect(see.first_weights, 43),

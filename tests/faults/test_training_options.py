@@ -1,0 +1,50 @@
+"""What people ask of a trainer, all at once: stopped in the middle of an epoch, with workers and in processes, it is one run."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+import small_runs as small
+
+from engine import load_checkpoint
+from rfdetr.training import build_trainer, train
+
+OPTIONS = {
+    "train.epochs": 5, "train.max_steps": 28,
+    "optim.schedule": "plateau", "optim.schedule_args": {"patience": 1, "min_delta": 1.0, "metric": "val/ema_mAP_50"},
+    "optim.groups": [{"match": "*.bias", "lr_scale": 2.0, "weight_decay": 0.0}], "optim.warmup_epochs": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return small.make_data(tmp_path_factory.mktemp("data") / "set", 12)
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    results = train(small.config(data, folder, **OPTIONS))
+    assert (results["epochs"], results["steps"], results["status"]) == (4, 28, "done")
+    return folder
+
+
+@pytest.mark.parametrize(("step", "num_workers"), [(15, 0), (26, 2)])
+def test_stopped_in_the_middle_of_an_epoch(data, straight, tmp_path, step, num_workers):
+    options = {**OPTIONS, "data.num_workers": num_workers}
+    trainer = build_trainer(small.config(data, tmp_path / "run", **options))
+    hook = next(hook for hook in trainer.hooks if hook.name == "InterruptHook")
+    hook.after_step = lambda trainer: trainer.interrupt("stopped") if trainer.step == step else None
+    trainer.train()
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pth")["step"] == step
+    train(small.config(data, tmp_path / "run", **options), resume="auto")
+    assert [name for name in small.same_results(straight, tmp_path / "run") if "num_workers" not in name] == []
+
+
+def test_what_the_run_shows(straight):
+    lines = small.lines(straight)
+    assert [line["step"] for line in lines if "val/ema_mAP_50" in line] == [6, 12, 18, 24, 28]
+    rates = {line["step"]: line["train/lr"] for line in lines if "train/lr" in line}
+    assert [rates[step] for step in (12, 14, 20, 26)] == pytest.approx([1e-3, 1e-4, 1e-5, 1e-6]), "no evaluation was better by 1"
