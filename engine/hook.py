@@ -21,6 +21,8 @@ The loop, with every hook point in its place::
             for batch in the split:            # loaded once for all models
                 for name in the evaluated models:
                     after_eval_batch(name, batch, outputs, results)
+            for name in the evaluated models:
+                measured(name)                 # adds metrics of a hook's own
     after_train                                # normal end or trainer.stop()
     close                                      # always, in reverse order, also after an exception
 
@@ -142,6 +144,13 @@ class Hook:
         Ranks may have different numbers of batches, so nothing collective may happen here.
         """
 
+    def measured(self, trainer: Trainer, name: str) -> dict[str, float]:
+        """Return metrics of one's own of the model that has just been evaluated, to be published with the others.
+
+        Every rank is asked, for each model, and returns the same; collectives are welcome here.
+        """
+        return {}
+
     def after_train(self, trainer: Trainer) -> None:
         """Run once, at the normal end or after a stop, and before an error of the train loader is raised; not after others."""
 
@@ -223,3 +232,8 @@ def evaluation_listener(trainer: Trainer) -> Callable[[str, Any, dict, list], No
             listener(trainer, name, batch, outputs, results)
 
     return tell
+
+
+def measured(trainer: Trainer, name: str) -> dict[str, float]:
+    """Return what the hooks have measured of a model that was just evaluated. Every rank must call it."""
+    return {key: value for hook in trainer.hooks for key, value in hook.measured(trainer, name).items()}

@@ -7,6 +7,7 @@ from hooks.coco_eval import COCOEvalHook
 from hooks.drop_path import DropPathHook
 from hooks.early_stop import EarlyStopHook
 from hooks.ema import EMAHook
+from hooks.eval_loss import EvalLossHook
 from hooks.interrupt import InterruptHook
 from hooks.log import LogHook
 from hooks.plateau import PlateauHook
@@ -20,6 +21,7 @@ __all__ = [
     "DropPathHook",
     "EMAHook",
     "EarlyStopHook",
+    "EvalLossHook",
     "Hook",
     "InterruptHook",
     "LogHook",

@@ -16,7 +16,7 @@ from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.distributed import barrier, is_main_process
 from engine.files import replacing
 from engine.hook import Hook
-from hooks.monitor import warn_of_missing
+from hooks.monitor import direction, warn_of_missing
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -39,7 +39,8 @@ class BestCheckpointHook(Hook):
     Args:
         payload: turns a model into what a file holds beside ``epoch`` (finished epochs) and ``metrics``; at least
             ``model`` and ``args``.
-        monitor_regular, monitor_ema: the metric of each model; more is better, values that are not finite are never best.
+        monitor_regular, monitor_ema: the metric of each model, see `hooks.monitor.direction`; values that are not finite are
+            never best.
         skip_first_epochs: evaluations after so many epochs from the start do not count.
 
     Attributes:
@@ -59,7 +60,7 @@ class BestCheckpointHook(Hook):
         self.payload = payload or _plain_payload
         self.skip_first_epochs = skip_first_epochs
         self.monitors = {"regular": monitor_regular, "ema": monitor_ema}
-        self.best = dict.fromkeys(self.monitors, -math.inf)
+        self.best = dict.fromkeys(self.monitors, -math.inf)  # where less is better, negated
         self._has_warned = False
         self._is_resumed = False
         self._unsaved: dict[str, dict[str, Any]] = {}  # content of files that could not be written
@@ -82,7 +83,7 @@ class BestCheckpointHook(Hook):
         if 0 < trainer.epoch <= self.skip_first_epochs:
             return
         for name, monitor in self.monitors.items():
-            value = metrics.get(monitor, -math.inf)
+            value = direction(monitor) * metrics.get(monitor, math.nan)
             if name in trainer.eval_models and math.isfinite(value) and value > self.best[name]:
                 self.best[name] = float(value)
                 if is_main_process():
@@ -98,7 +99,7 @@ class BestCheckpointHook(Hook):
             if written:
                 winner = max(written, key=self.best.get)  # the first of equal ones: the regular
                 self._copy_to_total(trainer, winner)
-                logger.info("best weights: %s, %s %.4f", winner, self.monitors[winner], self.best[winner])
+                logger.info("best weights: %s, %s %.4f", winner, self.monitors[winner], self._shown(winner))
         barrier()  # whatever comes next may read the file on any rank
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,7 +111,8 @@ class BestCheckpointHook(Hook):
         for name, monitor in self.monitors.items():
             value = state["best"].get(name, -math.inf)
             if then.get(name, monitor) != monitor and value > -math.inf:
-                logger.warning("best checkpoint: %.4f was the best %.100s, and says nothing of %s", value, then[name], monitor)
+                logger.warning("best checkpoint: %.4f was the best %.100s, and says nothing of %s", direction(then[name]) * value,
+                               then[name], monitor)
                 value = -math.inf
             self.best[name] = value
         self._is_resumed = True
@@ -121,15 +123,18 @@ class BestCheckpointHook(Hook):
         if best == -math.inf:
             return
         try:
-            found = load_checkpoint(path).get("metrics", {}).get(self.monitors[name], -math.inf)
-            if found < best:
+            found = load_checkpoint(path).get("metrics", {}).get(self.monitors[name], math.nan)
+            if not direction(self.monitors[name]) * found >= best:
                 problem = f"{path}: holds weights of {self.monitors[name]} {found:.4f}"
         except CheckpointError as error:
             problem = str(error)
         if problem is not None:
             logger.warning("%s; the best of this run, %.4f, is not there any more, and the next evaluation is its first", problem,
-                           best)
+                           self._shown(name))
             self.best[name] = -math.inf
+
+    def _shown(self, name: str) -> float:
+        return direction(self.monitors[name]) * self.best[name]
 
     def _save(self, trainer: Trainer, name: str, metrics: dict[str, float]) -> None:
         content = {**self.payload(trainer.eval_models[name]), "epoch": trainer.epoch, "metrics": dict(metrics)}

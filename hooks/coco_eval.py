@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.distributed import is_main_process
 from engine.evaluate import evaluate
-from engine.hook import Hook, evaluation_listener
+from engine.hook import Hook, evaluation_listener, measured
 from rfdetr.evaluation import DetectionMetrics
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class COCOEvalHook(Hook):
         published = {}
         for name, values in self._evaluate(trainer, models).items():
             prefix = f"{self.split}/" if name == "regular" else f"{self.split}/{name}_"
-            published |= {prefix + key: value for key, value in values.items()}
+            published |= {prefix + key: value for key, value in {**values, **measured(trainer, name)}.items()}
         self._evaluated_at = (trainer.epoch, trainer.epoch_step)
         trainer.publish_metrics(published)
         return published

@@ -64,12 +64,17 @@ def build_trainer(
         InputError: a setting, the data or a file is not what it should be; nothing was written.
     """
     wishes = check_before_data(config, hooks, is_own_model=model is not None)
+    is_open = wishes or criterion is not None and config.eval.loss  # metrics of one's own may be published
+    if not is_open:
+        check_metrics(config)
     device = choose_device(config)
     start = read_start(config.model) if model is None and not resumed else None  # a resumed run has its weights
     seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
     set_deterministic(config.train.deterministic)
 
     data = open_run_data(config, train_set, val_set)
+    if not is_open:
+        check_metrics(config, data.label_map.names)
     train_loader = build_train_loader(config, data, device)
     val_loader = build_eval_loader(config.data, data.val_set, data.architecture, device)
 
@@ -109,8 +114,6 @@ def check_before_data(config: RunConfig, hooks: Sequence[UserHook], *, is_own_mo
         for group in config.optim.groups:
             optim.fitting(model, group["match"])
     wishes = user_wishes(config.hooks, hooks)
-    if not wishes:  # users' hooks may publish metrics of their own
-        check_metrics(config)
     build_writers(config)  # for a logger that is not installed
     if config.eval.run_test and "test" not in data_splits(config.data):
         raise InputError(f"eval.run_test: true, but {config.data.dataset_dir} has no test split")
@@ -124,8 +127,6 @@ def assemble_hooks(config: RunConfig, data: RunData, val_loader: Any, wishes: Se
     settings["data"]["white_level"] = getattr(data.train_set, "white_level", None)  # so that evaluation and prediction know it
     metadata = {"args": settings, "model_config": plain_dict(data.architecture), "label_map": data.label_map.to_dict()}
     payload = partial(best_content, config=data.architecture, args=settings, label_map=data.label_map)
-    if not wishes:
-        check_metrics(config, data.label_map.names)
     return [
         RunFolderHook(metadata, **folder),
         *build_hooks(config, data.architecture, val_loader, metadata, payload, wishes, writers=build_writers(config)),

@@ -116,6 +116,10 @@ class RunConfig:
         """Refuse settings that contradict each other across sections."""
         _check_average(self)
         _check_epochs(self)
+        better, worse = self.early_stopping.stopping_threshold, self.early_stopping.divergence_threshold
+        if None not in (better, worse) and (better > worse if self.monitor.startswith("loss") else better < worse):
+            raise InputError(f"early_stopping.stopping_threshold: {better} is worse than divergence_threshold, {worse}, so any "
+                             f"{self.monitor} would stop the run")
         if self.train.strategy == "fsdp" and self.train.precision == "fp16":
             raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
         if self.monitor.startswith("segm_") and not self.model.architecture().segmentation_head:

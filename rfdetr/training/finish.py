@@ -5,7 +5,7 @@ from typing import Any
 
 from engine import Hook, Trainer
 from engine.distributed import gather_objects, is_main_process
-from engine.hook import evaluation_listener
+from engine.hook import evaluation_listener, measured
 from hooks import EarlyStopHook
 from rfdetr.config import ModelConfig
 from rfdetr.data import LabelMap
@@ -48,6 +48,7 @@ class FinishHook(Hook):
                 hook.before_eval(trainer, "test")
             metrics, _ = evaluate_split(model, self.config, self.architecture, self.label_map, "test", device=trainer.device,
                                         after_batch=evaluation_listener(trainer))
+            metrics |= {f"test/{name}": value for name, value in measured(trainer, "test").items()}
             self.results["test"] = finite_or_none(metrics)
         if is_main_process():
             self._write_results(trainer)

@@ -250,19 +250,15 @@ class EarlyStoppingConfig:
     check_finite: bool = True
     """Stop at once when the metric is not finite."""
     stopping_threshold: float | None = None
-    """Stop at once when the metric is above this."""
+    """Stop at once when the metric is better than this: above it, or below it where less is better."""
     divergence_threshold: float | None = None
-    """Stop at once when the metric is below this."""
+    """Stop at once when the metric is worse than this."""
     verbose: bool = False
     """Log after each evaluation how far the patience goes."""
 
     def __post_init__(self) -> None:
         check_fields(self, "early_stopping", "1 or more", is_count, "patience")
         check_fields(self, "early_stopping", "0 or more", is_not_negative, "min_delta")
-        above, below = self.stopping_threshold, self.divergence_threshold
-        if above is not None and below is not None and above < below:
-            raise InputError(f"early_stopping.stopping_threshold: {above} is less than divergence_threshold, {below}, so any "
-                             "metric would stop the run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,11 +275,13 @@ class EvalConfig:
     """Which weights are evaluated: the trained ones, their average, or both."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
     """Precision of evaluations; with fp32 the numbers hardly depend on the machine."""
+    loss: bool = False
+    """Also measure the training losses on the evaluated images, in the same forward: val/loss, val/loss_ce, val/ema_loss, ..."""
     run_test: bool = False
     """Evaluate the best weights on the test split at the end."""
     monitor: str | None = None
     """Metric that decides about best checkpoints and early stopping, without its prefix (val/, val/ema_): mAP_50, F1, AP/<class>,
-    ... (default: mAP_50_95, of segmentation variants segm_mAP_50_95)."""
+    loss (less is better; needs eval.loss), ... (default: mAP_50_95, of segmentation variants segm_mAP_50_95)."""
     skip_first_epochs: int = 0
     """Evaluations after so many epochs from the start count neither for the best checkpoint nor for early stopping."""
 

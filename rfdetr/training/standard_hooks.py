@@ -18,15 +18,17 @@ from hooks import (
     DropPathHook,
     EarlyStopHook,
     EMAHook,
+    EvalLossHook,
     InterruptHook,
     LogHook,
     PlateauHook,
     PlotsHook,
     ProgressHook,
 )
+from hooks.monitor import direction
 from hooks.trackers import MlflowWriter, WandbWriter
 from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter, Writer
-from rfdetr.build import build_postprocess
+from rfdetr.build import build_criterion, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionLoader
 from rfdetr.errors import InputError
@@ -35,7 +37,7 @@ from rfdetr.plots import RunPictures
 from rfdetr.schedules import schedule_arguments
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
-from rfdetr.training.evaluation import iou_types
+from rfdetr.training.evaluation import as_trained_on, iou_types
 from rfdetr.training.parsing import find_class, make_object, plain_dict
 from rfdetr.training.run_folder import METRICS, METRICS_TABLE
 
@@ -156,6 +158,7 @@ def _steering(config: RunConfig, payload: Callable) -> list[Standard]:
         }, enabled=stopping.enabled),
         Standard(BestCheckpointHook, selection, {"payload": payload}),
         Standard(PlateauHook, _plateau(config), enabled=config.optim.schedule == "plateau"),
+        Standard(EvalLossHook, {"prepare": as_trained_on}, enabled=config.eval.loss),
     ]
 
 
@@ -241,10 +244,12 @@ def build_writers(config: RunConfig) -> list[Writer]:
 
 def check_metrics(config: RunConfig, class_names: Sequence[str] | None = None) -> None:
     """Refuse to follow a metric that evaluations do not have; None: the classes are not known yet."""
-    types = iou_types(config.model.architecture())
+    architecture = config.model.architecture()
+    types = iou_types(architecture)
     known = list(DetectionMetrics([], iou_types=types).compute())
     known += [f"{prefix}AP/{name}" for prefix in ("", "segm_")[: len(types)] for name in class_names or ()
               if config.eval.per_class]
+    known += ["loss", *build_criterion(architecture).weight_dict] if config.eval.loss else []
     models = {"regular": config.eval.models != "ema", "ema_": config.eval.models != "regular" and config.ema.enabled}
     whole = [f"val/{model.removeprefix('regular')}{name}" for model, is_there in models.items() for name in known if is_there]
     followed = [("eval.monitor", config.monitor, known)]
@@ -255,4 +260,5 @@ def check_metrics(config: RunConfig, class_names: Sequence[str] | None = None) -
         if metric not in names and not is_of_class:
             close = difflib.get_close_matches(metric, names, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            hint = "set eval.loss to true" if direction(metric) < 0 and not config.eval.loss else hint
             raise InputError(f"{option}: {metric!r} is not measured; {hint}")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from engine import Hook, Trainer
 from engine.watch import watching
-from hooks import BestCheckpointHook, COCOEvalHook, DropPathHook, EarlyStopHook, EMAHook
+from hooks import BestCheckpointHook, COCOEvalHook, DropPathHook, EarlyStopHook, EMAHook, EvalLossHook
 from rfdetr.build import build_criterion, build_model
 from rfdetr.data.samplers import TrainBatchSampler
 from rfdetr.training import build_trainer, train
@@ -344,7 +344,7 @@ def metrics(config: RunConfig) -> dict[str, float]:
     """What an evaluation at the start of a run publishes."""
     trainer = build_trainer(config)
     coco_eval = next(hook for hook in trainer.hooks if isinstance(hook, COCOEvalHook))
-    trainer.hooks[:] = []
+    trainer.hooks[:] = [hook for hook in trainer.hooks if isinstance(hook, EvalLossHook)]
     trainer.eval_models["ema"] = copy.deepcopy(trainer.unwrapped_model)
     return coco_eval.evaluate_and_publish(trainer)
 

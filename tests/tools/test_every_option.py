@@ -162,6 +162,7 @@ EFFECTS = {
     "eval.per_class": Effect(see.metrics, False, START),
     "eval.models": Effect(see.metrics, "regular", START),
     "eval.precision": Effect(see.metrics, "bf16", START),
+    "eval.loss": Effect(see.metrics, True, START),
     "eval.run_test": Effect(see.results, True),
     "eval.monitor": Effect(see.best_epoch, "F1"),
     "eval.skip_first_epochs": Effect(see.best_epoch, 1, {"train.epochs": 3}),

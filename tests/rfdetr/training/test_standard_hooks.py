@@ -14,6 +14,7 @@ from rfdetr.training import (
     DetectorConfig,
     EarlyStoppingConfig,
     EMAConfig,
+    EvalConfig,
     LogConfig,
     OptimConfig,
     RunConfig,
@@ -46,6 +47,7 @@ def config(data, tmp_path, monkeypatch):
             "data": DataConfig(dataset_dir=data, batch_size=2, num_workers=0, multi_scale=False, augment="none"),
             "train": TrainConfig(epochs=1, device="cpu", output_dir=str(tmp_path / "run")),
             "optim": OptimConfig(schedule="plateau"),
+            "eval": EvalConfig(loss=True),
             "early_stopping": EarlyStoppingConfig(enabled=True, patience=7),
             "log": LogConfig(tensorboard=False, plots=True, progress=True),
         }
