@@ -69,8 +69,15 @@ class COCOEvalHook(Hook):
 
     def evaluate_and_publish(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate now, hand the metrics to all hooks, and return them. Every rank must call it."""
-        self.last_metrics = {}  # the images of an evaluation take memory: let go of the old ones first
         models = {name: trainer.eval_models[name] for name in self.models if name in trainer.eval_models}
+        published = self.measure(trainer, models)
+        self._evaluated_at = (trainer.epoch, trainer.epoch_step)
+        trainer.publish_metrics(published)
+        return published
+
+    def measure(self, trainer: Trainer, models: dict[str, nn.Module]) -> dict[str, float]:
+        """Evaluate any models, and return the metrics under the names they would be published by. Every rank must call it."""
+        self.last_metrics = {}  # the images of an evaluation take memory: let go of the old ones first
         for name in models:
             for hook in trainer.hooks:
                 hook.before_eval(trainer, name)
@@ -78,8 +85,6 @@ class COCOEvalHook(Hook):
         for name, values in self._evaluate(trainer, models).items():
             prefix = f"{self.split}/" if name == "regular" else f"{self.split}/{name}_"
             published |= {prefix + key: value for key, value in {**values, **measured(trainer, name)}.items()}
-        self._evaluated_at = (trainer.epoch, trainer.epoch_step)
-        trainer.publish_metrics(published)
         return published
 
     def state_dict(self) -> dict[str, Any]:

@@ -146,6 +146,13 @@ def _check_epochs(config: RunConfig) -> None:
     epochs = config.train.epochs
     if config.drop.mode != "standard" and config.drop.cutoff_epoch > epochs:
         raise InputError(f"drop.cutoff_epoch: {config.drop.cutoff_epoch} is after the last epoch ({epochs})")
+    if config.train.keep_every_epochs > epochs:
+        raise InputError(f"train.keep_every_epochs: {config.train.keep_every_epochs} is after the last epoch ({epochs})")
+    ends = {*range(config.eval.every_epochs, epochs, config.eval.every_epochs), epochs}
+    num_counted = sum(epoch > config.eval.skip_first_epochs for epoch in ends)
+    if num_counted < config.train.keep_top and num_counted:
+        raise InputError(f"train.keep_top: {config.train.keep_top}, but only {num_counted} evaluations count (train.epochs, "
+                         "eval.every_epochs, eval.skip_first_epochs); make it smaller")
     if config.eval.skip_first_epochs >= epochs:
         raise InputError(f"eval.skip_first_epochs: with {config.eval.skip_first_epochs} of {epochs} epochs (train.epochs) no "
                          "evaluation would count; make it smaller")

@@ -163,6 +163,10 @@ class TrainConfig:
     """Write checkpoint.pth also every so many steps; 0: after epochs only."""
     keep: int = 1
     """Earlier versions of checkpoint.pth that stay beside it, in case the newest is damaged."""
+    keep_every_epochs: int = 0
+    """Also keep the checkpoint after every so many epochs, as checkpoint_epoch_N.pth; 0: none."""
+    keep_top: int = 0
+    """Keep the weights of so many best evaluations, as checkpoint_best_step_N.pth, and use their mean if it is better; 0: off."""
     max_bad_steps: int = 20
     """Updates in a row with non-finite gradients (each is skipped) after which the run stops."""
     on_bad_steps: Literal["stop", "rollback"] = "stop"
@@ -183,8 +187,10 @@ class TrainConfig:
         check_fields(self, "train", "not empty", bool, "output_dir")
         check_fields(self, "train", "1 or more", is_count, "epochs", "grad_accum_steps", "max_bad_steps")
         check_fields(self, "train", "1 or more, or null", lambda value: value is None or value >= 1, "max_steps")
+        check_fields(self, "train", "0, or 2 or more, which have a mean", lambda value: value == 0 or value >= 2, "keep_top")
         check_fields(self, "train", "above 0", is_positive, "timeout_minutes")
-        check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "max_hours")
+        check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "keep_every_epochs",
+                     "max_hours")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,8 +122,8 @@ def build_hooks(
     """
     postprocess = build_postprocess(architecture)
     evaluation = _evaluation(config, architecture, val_loader, postprocess)
-    saving = Standard(CheckpointHook, {"every_steps": config.train.save_every_steps, "keep": config.train.keep},
-                      {"metadata": metadata})
+    saving = Standard(CheckpointHook, {"every_steps": config.train.save_every_steps, "keep": config.train.keep,
+                                       "keep_every_epochs": config.train.keep_every_epochs}, {"metadata": metadata})
     first = [
         *_steering(config, payload),
         Standard(LogHook, {"every_steps": config.log.every_steps}, {"writers": writers}),
@@ -156,7 +156,7 @@ def _steering(config: RunConfig, payload: Callable) -> list[Standard]:
             "check_finite": stopping.check_finite, "stopping_threshold": stopping.stopping_threshold,
             "divergence_threshold": stopping.divergence_threshold, "verbose": stopping.verbose, **selection,
         }, enabled=stopping.enabled),
-        Standard(BestCheckpointHook, selection, {"payload": payload}),
+        Standard(BestCheckpointHook, {**selection, "keep_top": config.train.keep_top}, {"payload": payload}),
         Standard(PlateauHook, _plateau(config), enabled=config.optim.schedule == "plateau"),
         Standard(EvalLossHook, {"prepare": as_trained_on}, enabled=config.eval.loss),
     ]

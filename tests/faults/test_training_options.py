@@ -1,5 +1,6 @@
 """What people ask of a trainer, all at once: stopped in the middle of an epoch, with workers and in processes, it is one run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from rfdetr.training.parsing import plain_dict
 OPTIONS = {
     "train.epochs": 5, "train.max_steps": 28,
     "optim.schedule": "plateau", "optim.schedule_args": {"patience": 1, "min_delta": 99.0, "metric": "val/ema_loss"},
-    "eval.loss": True, "eval.monitor": "loss",
+    "train.keep_top": 3, "train.keep_every_epochs": 2, "eval.loss": True, "eval.monitor": "loss",
     "optim.groups": [{"match": "*.bias", "lr_scale": 2.0, "weight_decay": 0.0}], "optim.warmup_epochs": 0.5,
 }
 
@@ -48,9 +49,18 @@ def test_stopped_in_the_middle_of_an_epoch(data, straight, tmp_path, step, num_w
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pth")["step"] == step
     train(small.config(data, tmp_path / "run", **options), resume="auto")
     assert [name for name in small.same_results(straight, tmp_path / "run") if "num_workers" not in name] == []
+    for path in straight.glob("checkpoint_*_*.pth"):  # the epochs, the kept ones, their mean
+        found = small.differences(load_checkpoint(path), load_checkpoint(tmp_path / "run" / path.name))
+        assert [where for where in found if "args" not in where and not where.endswith(small.CLOCKS)] == [], path
 
 
 def test_what_the_run_shows(straight):
+    names = sorted(path.name for path in straight.glob("checkpoint_*_*.pth"))
+    steps = [name for name in names if "_step_" in name]
+    assert names == sorted(["checkpoint_best_average.pth", "checkpoint_best_ema.pth", "checkpoint_best_regular.pth",
+                            "checkpoint_best_total.pth", "checkpoint_epoch_0002.pth", "checkpoint_epoch_0004.pth", *steps])
+    results = json.loads((straight / "results.json").read_text())
+    assert len(steps) == 3 and sorted(results["average"]["files"]) == steps
     lines = small.lines(straight)
     assert [line["step"] for line in lines if "val/ema_loss" in line] == [6, 12, 18, 24, 28]
     rates = {line["step"]: line["train/lr"] for line in lines if "train/lr" in line}

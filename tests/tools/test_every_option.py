@@ -127,6 +127,8 @@ EFFECTS = {
     "train.output_dir": Effect(see.files, "elsewhere"),
     "train.save_every_steps": Effect(see.files, 2, {"train.keep": 9}),
     "train.keep": Effect(see.files, 0),
+    "train.keep_every_epochs": Effect(see.files, 1),
+    "train.keep_top": Effect(see.files, 2, {"train.epochs": 2}),
     "train.max_bad_steps": Effect(see.weights, 2, {"optim.lr": 1e30}, refused="2 updates in a row"),
     "train.on_bad_steps": Effect(see.rollbacks, "rollback",
                                  {"optim.lr": 1e30, "train.max_bad_steps": 1, "train.save_every_steps": 1}),
