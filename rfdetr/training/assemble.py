@@ -27,6 +27,7 @@ from rfdetr.training.config import RunConfig
 from rfdetr.training.data import RunData, build_eval_loader, build_train_loader, data_splits, open_run_data
 from rfdetr.training.device import choose_device
 from rfdetr.training.finish import FinishHook
+from rfdetr.training.memory import accumulated, fit_batch_size
 from rfdetr.training.parsing import plain_dict
 from rfdetr.training.run_folder import RunFolderHook
 from rfdetr.training.standard_hooks import UserHook, Wish, build_hooks, build_writers, check_metrics, user_wishes
@@ -63,31 +64,29 @@ def build_trainer(
     Raises:
         InputError: a setting, the data or a file is not what it should be; nothing was written.
     """
-    wishes = check_before_data(config, hooks, is_own_model=model is not None)
-    is_open = wishes or criterion is not None and config.eval.loss  # metrics of one's own may be published
-    if not is_open:
-        check_metrics(config)
+    config = accumulated(config)
+    wishes = check_before_data(config, hooks, model, criterion)
     device = choose_device(config)
     start = read_start(config.model) if model is None and not resumed else None  # a resumed run has its weights
     seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
     set_deterministic(config.train.deterministic)
 
     data = open_run_data(config, train_set, val_set)
-    if not is_open:
-        check_metrics(config, data.label_map.names)
-    train_loader = build_train_loader(config, data, device)
-    val_loader = build_eval_loader(config.data, data.val_set, data.architecture, device)
-
+    check_followed(config, wishes, criterion, data.label_map.names)
     model = (make_model(config, data.architecture, start, data.label_map) if model is None else model).to(device)
     eval_model = divide(model, device) if config.train.strategy == "fsdp" else None
     optimizer = build_optimizer(config, model, optimizer)
+    criterion = build_criterion(data.architecture, config.loss) if criterion is None else criterion
+    config = fit_batch_size(config, data, model, optimizer, criterion, device)
+    train_loader = build_train_loader(config, data, device)
+    val_loader = build_eval_loader(config.data, data.val_set, data.architecture, device)
     all_hooks = assemble_hooks(config, data, val_loader, wishes, overwrite=overwrite, resumed=resumed)
     if start is not None and start["ema_model"] is not None and not config.model.ema_weights:
         continue_average(all_hooks, model, start, data.label_map)
     seed_rank(config.train.seed)  # from here on every process draws its own numbers
     with bad_input(""):
         trainer = Trainer(
-            model, build_criterion(data.architecture, config.loss) if criterion is None else criterion, optimizer, train_loader,
+            model, criterion, optimizer, train_loader,
             max_epochs=config.train.epochs, max_steps=config.train.max_steps,
             lr_scheduler=build_lr_scheduler(config, optimizer, len(train_loader) // config.train.grad_accum_steps),
             hooks=all_hooks,
@@ -99,7 +98,9 @@ def build_trainer(
     return trainer
 
 
-def check_before_data(config: RunConfig, hooks: Sequence[UserHook], *, is_own_model: bool = False) -> list[Wish]:
+def check_before_data(
+    config: RunConfig, hooks: Sequence[UserHook], own_model: nn.Module | None = None, own_criterion: nn.Module | None = None
+) -> list[Wish]:
     """Refuse names of things that are not there, which takes no data to find out; return the users' hooks."""
     if isinstance(config.data.augment, str):
         find_recipe(config.data.augment)
@@ -108,17 +109,26 @@ def check_before_data(config: RunConfig, hooks: Sequence[UserHook], *, is_own_mo
     optim.optimizer_class(config.optim.optimizer)
     if config.optim.schedule not in SCHEDULES:
         optim.scheduler_class(config.optim.schedule)
-    if config.optim.groups and not is_own_model:
+    if config.optim.groups and own_model is None:
         with torch.device("meta"):  # names alone
             model = build_model(config.model.architecture())
         for group in config.optim.groups:
             optim.fitting(model, group["match"])
     wishes = user_wishes(config.hooks, hooks)
+    check_followed(config, wishes, own_criterion)
     build_writers(config)  # for a logger that is not installed
     if config.eval.run_test and "test" not in data_splits(config.data):
         raise InputError(f"eval.run_test: true, but {config.data.dataset_dir} has no test split")
     warn_of_settings_without_effect(config)
     return wishes
+
+
+def check_followed(
+    config: RunConfig, wishes: Sequence[Wish], own_criterion: nn.Module | None, class_names: Sequence[str] | None = None
+) -> None:
+    """Refuse to follow metrics that nobody publishes; somebody's own hooks or criterion may publish any."""
+    if not wishes and not (own_criterion is not None and config.eval.loss):
+        check_metrics(config, class_names)
 
 
 def assemble_hooks(config: RunConfig, data: RunData, val_loader: Any, wishes: Sequence[Wish], **folder: bool) -> list:

@@ -120,6 +120,12 @@ class RunConfig:
         if None not in (better, worse) and (better > worse if self.monitor.startswith("loss") else better < worse):
             raise InputError(f"early_stopping.stopping_threshold: {better} is worse than divergence_threshold, {worse}, so any "
                              f"{self.monitor} would stop the run")
+        if self.data.batch_size == "auto" and (self.train.effective_batch is None or self.train.grad_accum_steps != 1):
+            raise InputError('data.batch_size: "auto" needs train.effective_batch, for which train.grad_accum_steps follows; set '
+                             "that, and leave this out")
+        if self.train.strategy == "fsdp" and (self.data.batch_size == "auto" or self.train.preflight):
+            name = "data.batch_size: auto" if self.data.batch_size == "auto" else "train.preflight: true"
+            raise InputError(f"{name} tries a step in each process alone, which is not possible with train.strategy fsdp")
         if self.train.strategy == "fsdp" and self.train.precision == "fp16":
             raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
         if self.monitor.startswith("segm_") and not self.model.architecture().segmentation_head:

@@ -85,8 +85,8 @@ class DataConfig:
     format: Literal["auto", "coco", "roboflow", "yolo", "objects365", "shards", "shapes"] = "auto"
     """Layout of the folder: COCO's, Roboflow's COCO export, YOLO's data.yaml, Objects365's, tar shards, our made-up shapes, or
     found out by looking."""
-    batch_size: int = 4
-    """Images of a batch, in each process."""
+    batch_size: int | Literal["auto"] = 4
+    """Images of a batch, in each process; auto (with train.effective_batch): the largest that fits into memory."""
     eval_batch_size: int | None = None
     """Images of an evaluation batch, in each process (default: batch_size)."""
     num_workers: int = 2
@@ -129,7 +129,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "data")
-        check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor", "max_pixels")
+        check_fields(self, "data", "1 or more, or auto", lambda value: value == "auto" or value >= 1, "batch_size")
+        check_fields(self, "data", "1 or more", is_count, "prefetch_factor", "max_pixels")
         check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images")
         check_fields(self, "data", "above 0 and below 1", lambda value: 0 < value < 1, "val_fraction")
         check_fields(self, "data", "1 or more", lambda value: value is None or value >= 1, "white_level")
@@ -149,6 +150,10 @@ class TrainConfig:
     """End after so many optimizer steps, in the middle of an epoch too, unless train.epochs end before."""
     grad_accum_steps: int = 1
     """Batches of one optimizer update; the effective batch is batch_size x grad_accum_steps x processes."""
+    effective_batch: int | None = None
+    """Images of one optimizer update over all processes, for which grad_accum_steps follows from data.batch_size."""
+    preflight: bool = False
+    """Before the first step try the worst one, largest scale and most crowded images, and say how much memory it takes."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 on GPUs and CPUs with instructions that multiply it, fp16 on other NVIDIA GPUs, fp32 elsewhere."""
     seed: int = 42
@@ -186,7 +191,8 @@ class TrainConfig:
         check_choices(self, "train")
         check_fields(self, "train", "not empty", bool, "output_dir")
         check_fields(self, "train", "1 or more", is_count, "epochs", "grad_accum_steps", "max_bad_steps")
-        check_fields(self, "train", "1 or more, or null", lambda value: value is None or value >= 1, "max_steps")
+        check_fields(self, "train", "1 or more, or null", lambda value: value is None or value >= 1, "max_steps",
+                     "effective_batch")
         check_fields(self, "train", "0, or 2 or more, which have a mean", lambda value: value == 0 or value >= 2, "keep_top")
         check_fields(self, "train", "above 0", is_positive, "timeout_minutes")
         check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "keep_every_epochs",

@@ -23,7 +23,8 @@ OPTIONS = {
     "optim.groups": [{"match": "*.bias", "lr_scale": 2.0, "weight_decay": 0.0}], "optim.warmup_epochs": 0.5,
 }
 
-TOGETHER = {**OPTIONS, "train.max_steps": 14, "loss.normalize": "window", "train.precision": "fp32", "drop.dropout": 0.0}
+TOGETHER = {**OPTIONS, "train.max_steps": 14, "loss.normalize": "window", "train.precision": "fp32", "drop.dropout": 0.0,
+            "data.batch_size": "auto", "train.effective_batch": 4}
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,8 @@ def test_what_the_run_shows(straight):
 
 
 def test_two_processes_are_one(data, tmp_path):
-    one = small.config(data, tmp_path / "one", **TOGETHER, **{"data.batch_size": 4})
-    two = small.config(data, tmp_path / "two", **TOGETHER, **{"data.batch_size": 2})
+    one = small.config(data, tmp_path / "one", **TOGETHER)
+    two = small.config(data, tmp_path / "two", **TOGETHER)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(plain_dict(two)))
     train_tool = Path(__file__).parents[2] / "tools" / "train.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(train_tool), "--cfg"]
@@ -83,5 +84,7 @@ def test_two_processes_are_one(data, tmp_path):
         # a rounding of the weights may swap two detections of almost equal score
         tolerance = {"abs": 0.03} if "val/mAP_50_95" in alone else {"rel": 1e-3, "abs": 1e-4}
         assert together == pytest.approx(alone, **tolerance)
+    sizes = [yaml.safe_load((tmp_path / name / "config.yaml").read_text())["data"]["batch_size"] for name in ("one", "two")]
+    assert sizes == [4, 2]
     losses = [[line["val/loss"] for line in lines if "val/loss" in line] for lines in found]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -35,6 +35,7 @@ from rfdetr.training.assemble import build_lr_scheduler, build_optimizer
 from rfdetr.training.command_line import ExitCode
 from rfdetr.training.commands import fit
 from rfdetr.training.config import RunConfig
+from rfdetr.training.memory import WorstStep
 from rfdetr.training.parsing import plain_dict
 
 CLOCKS = ("train/images_per_s", "train/data_wait")
@@ -206,6 +207,13 @@ def block_calls(config: RunConfig) -> int:
 def compiled_blocks(config: RunConfig) -> int:
     """How many blocks will be compiled when they are first used, which would take minutes."""
     return sum(block._compiled_call_impl is not None for block in build_trainer(config).unwrapped_model.blocks)
+
+
+def steps_tried(config: RunConfig) -> int:
+    """How many steps are tried before a run."""
+    with patch.object(WorstStep, "_run", return_value=1) as run:
+        build_trainer(config)
+    return run.call_count
 
 
 def is_deterministic(config: RunConfig) -> bool:

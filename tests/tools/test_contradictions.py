@@ -9,6 +9,7 @@ from rfdetr.errors import InputError
 from rfdetr.training import assemble
 from rfdetr.training.commands import fit
 
+FSDP = ("--train.strategy", "fsdp", "--ema.enabled", "false")
 SCHEDULE, ARGUMENTS = ("--optim.schedule",), ("--optim.schedule_args",)
 EARLY = ("--early_stopping.enabled", "true")
 REFUSED = [
@@ -46,6 +47,16 @@ REFUSED = [
     (("--train.keep_top", "1"), r"^train\.keep_top: 1 is not possible; it must be 0, or 2 or more"),
     (("--train.keep_top", "3", "--eval.every_epochs", "2"), r"^train\.keep_top: 3, but only 2 evaluations count"),
     (("--train.keep_every_epochs", "4"), r"^train\.keep_every_epochs: 4 is after the last epoch \(3\)"),
+    (("--data.batch_size", "auto"), r'^data\.batch_size: "auto" needs train\.effective_batch'),
+    (("--data.batch_size", "auto", "--train.effective_batch", "8", "--train.grad_accum_steps", "2"),
+     r'^data\.batch_size: "auto"'),
+    (("--data.batch_size", "many"), r"^data\.batch_size: "),
+    (("--data.batch_size", "0"), r"^data\.batch_size: 0 is not possible; it must be 1 or more, or auto"),
+    (("--train.effective_batch", "6"), r"^train\.effective_batch: 6 images cannot be divided into batches of 4 in 1"),
+    (("--train.effective_batch", "8", "--train.grad_accum_steps", "4"), r"^train\.grad_accum_steps: 4, but .* takes 2 batches"),
+    (("--train.effective_batch", "0"), r"^train\.effective_batch: 0 is not possible"),
+    ((*FSDP, "--train.preflight", "true"), r"^train\.preflight: true tries a step in each process alone"),
+    ((*FSDP, "--data.batch_size", "auto", "--train.effective_batch", "8"), r"^data\.batch_size: auto tries a step in each"),
     (("--train.max_steps", "0"), r"^train\.max_steps: 0 is not possible; it must be 1 or more, or null"),
     (("--eval.monitor", "mAP50"), r"^eval\.monitor: 'mAP50' is not measured; did you mean mAP_50\?"),
     (("--optim.optimizer_args", '{"lr": 1.0}'), r"^optim\.optimizer_args: lr changes nothing there, .* set optim\.lr"),

@@ -119,6 +119,8 @@ EFFECTS = {
 
     "train.epochs": Effect(see.num_steps, 2),
     "train.max_steps": Effect(see.num_steps, 2),
+    "train.effective_batch": Effect(see.weights, 4),
+    "train.preflight": Effect(see.steps_tried, True),
     "train.grad_accum_steps": Effect(see.weights, 2),
     "train.precision": Effect(see.weights, "bf16", {"train.precision": "fp32"}),
     "train.seed": Effect(see.first_weights, 43),
