@@ -75,7 +75,10 @@ def fit_batch_size(config: RunConfig, data: RunData, model: nn.Module, optimizer
         if needed <= USABLE_SHARE * free:
             break
     figures = (f"a step of {size} images of {worst.size[0]} x {worst.size[1]} with up to {worst.counts[0]} objects takes "
-               f"{needed / GIGABYTE:.2f} GB of the {free / GIGABYTE:.2f} GB that are free on {device}")
+               f"{'more than' if needed == math.inf else f'{needed / GIGABYTE:.2f} GB of'} the {free / GIGABYTE:.2f} GB that are "
+               f"free on {device}")
+    if given == "auto" and free == math.inf:
+        raise InputError("data.batch_size: auto: this system does not say how much memory is free; give a number")
     if needed > USABLE_SHARE * free:
         raise InputError(f"data.batch_size: {figures}; {SMALLER}")
     logger.info("data.batch_size %s: %s", size, figures)

@@ -111,6 +111,13 @@ def test_on_a_gpu_what_it_reserves_counts_and_running_out_of_memory_is_no_error(
     assert [step.memory(size) for size in (4, 2, 1)] == [(float("inf"), 9e9), (8e9, 9e9), (4e9, 9e9)]
 
 
+def test_where_the_system_does_not_say_what_is_free(small, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    with pytest.raises(InputError, match=r"^data\.batch_size: auto: this system does not say"):
+        build_trainer(settings(small()))
+    build_trainer(settings(small(), 2, None, preflight=True))
+
+
 class Greedy(Hook):
     def __init__(self, point: str, error: str) -> None:
         self.point, self.error = point, error
