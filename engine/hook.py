@@ -21,6 +21,8 @@ The loop, with every hook point in its place::
             for batch in the split:            # loaded once for all models
                 for name in the evaluated models:
                     after_eval_batch(name, batch, outputs, results)
+            for name in the evaluated models:
+                measured(name)                 # adds metrics of a hook's own
     after_train                                # normal end or trainer.stop()
     close                                      # always, in reverse order, also after an exception
 
@@ -118,7 +120,10 @@ class Hook:
         """Run after an update (made or skipped); `trainer.losses` and `trainer.grad_norm` are readable, but still on device."""
 
     def after_epoch(self, trainer: Trainer) -> None:
-        """Run when `trainer.epoch` already counts this epoch: save; evaluate and `trainer.publish_metrics`."""
+        """Run when `trainer.epoch` already counts this epoch: save; evaluate and `trainer.publish_metrics`.
+
+        Also where `trainer.max_steps` ends the run in the middle of an epoch, which is not counted then.
+        """
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Run whenever a hook publishes metrics; they are the same on all ranks and must not be edited."""
@@ -138,6 +143,13 @@ class Hook:
 
         Ranks may have different numbers of batches, so nothing collective may happen here.
         """
+
+    def measured(self, trainer: Trainer, name: str) -> dict[str, float]:
+        """Return metrics of one's own of the model that has just been evaluated, to be published with the others.
+
+        Every rank is asked, for each model, and returns the same; collectives are welcome here.
+        """
+        return {}
 
     def after_train(self, trainer: Trainer) -> None:
         """Run once, at the normal end or after a stop, and before an error of the train loader is raised; not after others."""
@@ -220,3 +232,8 @@ def evaluation_listener(trainer: Trainer) -> Callable[[str, Any, dict, list], No
             listener(trainer, name, batch, outputs, results)
 
     return tell
+
+
+def measured(trainer: Trainer, name: str) -> dict[str, float]:
+    """Return what the hooks have measured of a model that was just evaluated. Every rank must call it."""
+    return {key: value for hook in trainer.hooks for key, value in hook.measured(trainer, name).items()}

@@ -1,6 +1,7 @@
 """The training loop: mixed precision, accumulation, clipping, DDP, resume at any step. All else is a hook's business."""
 
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ _FIXED = {  # attributes that others were made from at construction -> what to d
     "unwrapped_model": "pass model= to the constructor",
     "scaler": "pass precision= to the constructor",
     "steps_per_epoch": "pass train_loader= and grad_accum_steps= to the constructor",
-    "max_steps": "pass max_epochs= to the constructor",
+    "max_steps": "pass max_epochs= or max_steps= to the constructor",
     "eval_models": "add entries to it or delete them",
 }
 
@@ -54,6 +55,8 @@ class Trainer:
         train_loader: has a length; yields ``(samples, targets)``, where samples have ``.to``. Its batch sampler may offer
             ``set_epoch(epoch, start_batch=0)``, which makes a resume start at once.
         max_epochs: passes over the loader; `train` returns when `epoch` reaches it.
+        max_steps: `train` returns when `step` reaches it; in the middle of an epoch, hooks have `after_epoch` there too, though
+            `epoch` does not count it, and a run with more steps goes on with the rest of it.
         grad_accum_steps: batches that make one step. Batches that do not fill a window at the end of an epoch are left out.
         clip_grad_norm: largest global L2 norm of the gradients; 0 turns clipping off.
         precision: "auto", "bf16", "fp16" or "fp32" (decides autocast and the loss scaler).
@@ -78,6 +81,7 @@ class Trainer:
         train_loader: Iterable,
         *,
         max_epochs: int,
+        max_steps: int | None = None,
         lr_scheduler: LRScheduler | None = None,
         hooks: Sequence[Hook] = (),
         grad_accum_steps: int = 1,
@@ -108,7 +112,7 @@ class Trainer:
         self.steps_per_epoch = len(train_loader) // grad_accum_steps
         if self.steps_per_epoch == 0:
             raise ValueError(f"{len(train_loader)} batches an epoch cannot fill grad_accum_steps={grad_accum_steps}")
-        self.max_steps = self.steps_per_epoch * max_epochs
+        self.max_steps = min(self.steps_per_epoch * max_epochs, max_steps or sys.maxsize)
         self._samples_per_step = samples_per_step(train_loader, grad_accum_steps)
 
         self.epoch = 0  # finished epochs
@@ -145,11 +149,16 @@ class Trainer:
         return self._bad_steps.total
 
     @property
+    def is_finished(self) -> bool:
+        """Whether all epochs, or steps, are done."""
+        return self.epoch >= self.max_epochs or self.step >= self.max_steps
+
+    @property
     def is_waiting_for_data(self) -> bool:
         return self._batches.is_waiting
 
     def train(self) -> None:
-        """Run from the current step to the end of `max_epochs`, or until `stop`.
+        """Run from the current step to the end of `max_epochs` or `max_steps`, or until `stop`.
 
         An error of the train loader is raised after the hooks have had `after_train`, so that nothing is lost; on the other ranks
         it is a PeerError.
@@ -167,7 +176,7 @@ class Trainer:
         self._parallel.refresh_eval_model()
         self.hooks.call("before_train", self)
         watch.begin(self.output_dir)
-        while self.epoch < self.max_epochs and self.stop_reason is None:
+        while not self.is_finished and self.stop_reason is None:
             self._train_epoch()
         self.hooks.call("after_train", self)
         if self._error is not None:
@@ -248,13 +257,15 @@ class Trainer:
         if self._loaded_rng is not None:  # only now: hooks and loaders may have drawn numbers while they started
             set_rng_state(self._loaded_rng, self.device)
             self._loaded_rng = None
-        while self.epoch_step < self.steps_per_epoch and self.stop_reason is None:
+        while self.epoch_step < self.steps_per_epoch and not self.is_finished and self.stop_reason is None:
             if (batches := self._load()) is not None:
                 self._train_step(batches)
         self._bad_steps.flush()
-        if self.epoch_step == self.steps_per_epoch:
+        is_whole = self.epoch_step == self.steps_per_epoch
+        if is_whole or self.is_finished:
             self._stops()  # known before an evaluation starts
-            self.epoch, self.epoch_step = self.epoch + 1, 0
+            if is_whole:
+                self.epoch, self.epoch_step = self.epoch + 1, 0
             self._parallel.refresh_eval_model()
             self.hooks.call("after_epoch", self)
 

@@ -7,8 +7,10 @@ from hooks.coco_eval import COCOEvalHook
 from hooks.drop_path import DropPathHook
 from hooks.early_stop import EarlyStopHook
 from hooks.ema import EMAHook
+from hooks.eval_loss import EvalLossHook
 from hooks.interrupt import InterruptHook
 from hooks.log import LogHook
+from hooks.plateau import PlateauHook
 from hooks.plots import PlotsHook
 from hooks.progress import ProgressHook
 
@@ -19,9 +21,11 @@ __all__ = [
     "DropPathHook",
     "EMAHook",
     "EarlyStopHook",
+    "EvalLossHook",
     "Hook",
     "InterruptHook",
     "LogHook",
+    "PlateauHook",
     "PlotsHook",
     "ProgressHook",
 ]

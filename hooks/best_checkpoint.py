@@ -1,4 +1,4 @@
-"""Keep the weights of the best evaluation, of the regular model and of its average, and the better of the two."""
+"""Keep the weights of the best evaluations: of the regular model and of its average, the better of the two, and some more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.distributed import barrier, is_main_process
 from engine.files import replacing
 from engine.hook import Hook
-from hooks.monitor import warn_of_missing
+from hooks.monitor import direction, warn_of_missing
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -39,10 +39,13 @@ class BestCheckpointHook(Hook):
     Args:
         payload: turns a model into what a file holds beside ``epoch`` (finished epochs) and ``metrics``; at least
             ``model`` and ``args``.
-        monitor_regular, monitor_ema: the metric of each model; more is better, values that are not finite are never best.
+        monitor_regular, monitor_ema: the metric of each model, see `hooks.monitor.direction`; values that are not finite are
+            never best.
         skip_first_epochs: evaluations after so many epochs from the start do not count.
+        keep_top: so many of the best evaluations have a file each, of the better model: ``checkpoint_best_step_N.pth``.
 
     Attributes:
+        best_steps: (score, step) of each of those, the best first.
         save_failed: whether best weights are not on the disk.
     """
 
@@ -55,11 +58,13 @@ class BestCheckpointHook(Hook):
         monitor_regular: str = "val/mAP_50_95",
         monitor_ema: str = "val/ema_mAP_50_95",
         skip_first_epochs: int = 0,
+        keep_top: int = 0,
     ) -> None:
         self.payload = payload or _plain_payload
-        self.skip_first_epochs = skip_first_epochs
+        self.skip_first_epochs, self.keep_top = skip_first_epochs, keep_top
+        self.best_steps: list[tuple[float, int]] = []
         self.monitors = {"regular": monitor_regular, "ema": monitor_ema}
-        self.best = dict.fromkeys(self.monitors, -math.inf)
+        self.best = dict.fromkeys(self.monitors, -math.inf)  # where less is better, negated
         self._has_warned = False
         self._is_resumed = False
         self._unsaved: dict[str, dict[str, Any]] = {}  # content of files that could not be written
@@ -81,12 +86,14 @@ class BestCheckpointHook(Hook):
             self._has_warned = True
         if 0 < trainer.epoch <= self.skip_first_epochs:
             return
-        for name, monitor in self.monitors.items():
-            value = metrics.get(monitor, -math.inf)
-            if name in trainer.eval_models and math.isfinite(value) and value > self.best[name]:
-                self.best[name] = float(value)
-                if is_main_process():
-                    self._save(trainer, name, metrics)
+        scores = {name: direction(monitor) * float(metrics.get(monitor, math.nan)) for name, monitor in self.monitors.items()}
+        scores = {name: score for name, score in scores.items() if name in trainer.eval_models and math.isfinite(score)}
+        for name, score in scores.items():
+            if score > self.best[name]:
+                self.best[name] = score
+                self._save(trainer, name, name, metrics)
+        if scores and self.keep_top:
+            self._keep(trainer, scores, metrics)
 
     def after_epoch(self, trainer: Trainer) -> None:
         self._try_again(trainer)
@@ -94,64 +101,91 @@ class BestCheckpointHook(Hook):
     def after_train(self, trainer: Trainer) -> None:
         if is_main_process():
             self._try_again(trainer)
-            written = [name for name in ("regular", "ema") if self.best[name] > -math.inf and _best_path(trainer, name).exists()]
+            written = [name for name in ("regular", "ema") if self.best[name] > -math.inf and best_path(trainer, name).exists()]
             if written:
                 winner = max(written, key=self.best.get)  # the first of equal ones: the regular
                 self._copy_to_total(trainer, winner)
-                logger.info("best weights: %s, %s %.4f", winner, self.monitors[winner], self.best[winner])
+                logger.info("best weights: %s, %s %.4f", winner, self.monitors[winner], self._shown(winner))
         barrier()  # whatever comes next may read the file on any rank
 
     def state_dict(self) -> dict[str, Any]:
         best = {name: -math.inf if name in self._unsaved else value for name, value in self.best.items()}
-        return {"best": best, "monitors": dict(self.monitors)}
+        return {"best": best, "monitors": dict(self.monitors), "best_steps": [list(entry) for entry in self.best_steps]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         then = state.get("monitors", self.monitors)
+        if then == self.monitors:
+            self.best_steps = [tuple(entry) for entry in state.get("best_steps", ())]
         for name, monitor in self.monitors.items():
             value = state["best"].get(name, -math.inf)
             if then.get(name, monitor) != monitor and value > -math.inf:
-                logger.warning("best checkpoint: %.4f was the best %.100s, and says nothing of %s", value, then[name], monitor)
+                logger.warning("best checkpoint: %.4f was the best %.100s, and says nothing of %s", direction(then[name]) * value,
+                               then[name], monitor)
                 value = -math.inf
             self.best[name] = value
         self._is_resumed = True
 
     def _check_file(self, trainer: Trainer, name: str) -> None:
         """Forget a best value whose weights are not there; those of a later evaluation than the state's come up again."""
-        path, best, problem = _best_path(trainer, name), self.best[name], None
+        path, best, problem = best_path(trainer, name), self.best[name], None
         if best == -math.inf:
             return
         try:
-            found = load_checkpoint(path).get("metrics", {}).get(self.monitors[name], -math.inf)
-            if found < best:
+            found = load_checkpoint(path).get("metrics", {}).get(self.monitors[name], math.nan)
+            if not direction(self.monitors[name]) * found >= best:
                 problem = f"{path}: holds weights of {self.monitors[name]} {found:.4f}"
         except CheckpointError as error:
             problem = str(error)
         if problem is not None:
             logger.warning("%s; the best of this run, %.4f, is not there any more, and the next evaluation is its first", problem,
-                           best)
+                           self._shown(name))
             self.best[name] = -math.inf
 
-    def _save(self, trainer: Trainer, name: str, metrics: dict[str, float]) -> None:
-        content = {**self.payload(trainer.eval_models[name]), "epoch": trainer.epoch, "metrics": dict(metrics)}
+    def _shown(self, name: str) -> float:
+        return direction(self.monitors[name]) * self.best[name]
+
+    def kept_files(self, trainer: Trainer) -> list[Path]:
+        """Return the files of the best evaluations, the best first, as far as they are there."""
+        paths = [best_path(trainer, f"step_{step}") for _, step in self.best_steps]
+        return [path for path in paths if path.exists()]
+
+    def _keep(self, trainer: Trainer, scores: dict[str, float], metrics: dict[str, float]) -> None:
+        """Keep the better model of this evaluation if it is one of the best, and delete what is no longer one of them."""
+        model = max(scores, key=scores.get)
+        entry = (scores[model], trainer.step)
+        others = [other for other in self.best_steps if other[1] != trainer.step]
+        ranked = sorted([*others, entry], key=lambda entry: -entry[0])
+        self.best_steps, dropped = ranked[: self.keep_top], ranked[self.keep_top :]
+        if entry in self.best_steps:
+            self._save(trainer, f"step_{trainer.step}", model, metrics)
+        for _, step in dropped if is_main_process() else ():
+            self._unsaved.pop(f"step_{step}", None)
+            best_path(trainer, f"step_{step}").unlink(missing_ok=True)
+
+    def _save(self, trainer: Trainer, name: str, model: str, metrics: dict[str, float]) -> None:
+        if not is_main_process():
+            return
+        content = {**self.payload(trainer.eval_models[model]), "epoch": trainer.epoch, "metrics": dict(metrics)}
         self._unsaved.pop(name, None)
-        if not try_saving(content, _best_path(trainer, name)):
+        if not try_saving(content, best_path(trainer, name)):
             self._unsaved[name], _ = to_host(content)
 
     def _try_again(self, trainer: Trainer) -> None:
         for name in list(self._unsaved):
-            if try_saving(self._unsaved[name], _best_path(trainer, name)):
+            if try_saving(self._unsaved[name], best_path(trainer, name)):
                 del self._unsaved[name]
 
     def _copy_to_total(self, trainer: Trainer, winner: str) -> None:
-        total = _best_path(trainer, "total")
+        total = best_path(trainer, "total")
         try:
             with replacing(total) as temporary:
-                shutil.copyfile(_best_path(trainer, winner), temporary)
+                shutil.copyfile(best_path(trainer, winner), temporary)
         except OSError as error:
             logger.warning("%s could not be written (%s); %s holds the same weights", total, error.strerror or error,
-                           _best_path(trainer, winner).name)
+                           best_path(trainer, winner).name)
             self._lacks_total = True
 
 
-def _best_path(trainer: Trainer, name: str) -> Path:
+def best_path(trainer: Trainer, name: str) -> Path:
+    """Return where the best weights of this name are."""
     return trainer.output_dir / f"checkpoint_best_{name}.pth"

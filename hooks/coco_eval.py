@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.distributed import is_main_process
 from engine.evaluate import evaluate
-from engine.hook import Hook, evaluation_listener
+from engine.hook import Hook, evaluation_listener, measured
 from rfdetr.evaluation import DetectionMetrics
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class COCOEvalHook(Hook):
         self.max_dets, self.per_class, self.iou_types = max_dets, per_class, tuple(iou_types)
         self.models, self.precision, self.split = tuple(models), precision, split
         self.last_metrics: dict[str, DetectionMetrics] = {}
-        self._evaluated_epoch = 0
+        self._evaluated_at = (0, 0)  # epochs, and steps of the next one
         self._is_resumed = False
 
     def before_train(self, trainer: Trainer) -> None:
         """Make up for the evaluation that an interrupted run did not finish, so that the resumed one decides alike."""
-        if self._is_resumed and trainer.epoch != self._evaluated_epoch and self._is_due(trainer):
+        if self._is_resumed and (trainer.epoch, trainer.epoch_step) != self._evaluated_at and self._is_due(trainer):
             self.evaluate_and_publish(trainer)
         self._is_resumed = False
 
@@ -71,8 +71,15 @@ class COCOEvalHook(Hook):
 
     def evaluate_and_publish(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate now, hand the metrics to all hooks, and return them. Every rank must call it."""
-        self.last_metrics = {}  # the images of an evaluation take memory: let go of the old ones first
         models = {name: trainer.eval_models[name] for name in self.models if name in trainer.eval_models}
+        published = self.measure(trainer, models)
+        self._evaluated_at = (trainer.epoch, trainer.epoch_step)
+        trainer.publish_metrics(published)
+        return published
+
+    def measure(self, trainer: Trainer, models: dict[str, nn.Module]) -> dict[str, float]:
+        """Evaluate any models, and return the metrics under the names they would be published by. Every rank must call it."""
+        self.last_metrics = {}  # the images of an evaluation take memory: let go of the old ones first
         for name in models:
             for hook in trainer.hooks:
                 hook.before_eval(trainer, name)
@@ -81,20 +88,20 @@ class COCOEvalHook(Hook):
             found = {}
             for name, values in self._evaluate(trainer, models, data_loader).items():
                 prefix = f"{split}/" if name == "regular" else f"{split}/{name}_"
-                found |= {prefix + key: value for key, value in values.items()}
+                extra = measured(trainer, name) if data_loader is self.data_loader else {}
+                found |= {prefix + key: value for key, value in {**values, **extra}.items()}
             published = found | published
-        self._evaluated_epoch = trainer.epoch
-        trainer.publish_metrics(published)
         return published
 
     def state_dict(self) -> dict[str, Any]:
-        return {"evaluated_epoch": self._evaluated_epoch}
+        return {"evaluated_epoch": self._evaluated_at[0], "evaluated_step": self._evaluated_at[1]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._evaluated_epoch, self._is_resumed = state["evaluated_epoch"], True
+        self._evaluated_at, self._is_resumed = (state["evaluated_epoch"], state.get("evaluated_step", 0)), True
 
     def _is_due(self, trainer: Trainer) -> bool:
-        return trainer.epoch > 0 and (trainer.epoch % self.every_epochs == 0 or trainer.epoch == trainer.max_epochs)
+        is_epoch_end = trainer.epoch > 0 and trainer.epoch_step == 0
+        return trainer.is_finished or is_epoch_end and trainer.epoch % self.every_epochs == 0
 
     def _evaluate(
         self, trainer: Trainer, models: dict[str, nn.Module], data_loader: Iterable

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from engine.hook import Hook
-from hooks.monitor import warn_of_missing
+from hooks.monitor import direction, warn_of_missing
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 class EarlyStopHook(Hook):
     """Stop after `patience` evaluations in a row that are not better than the best by more than `min_delta`.
 
-    What counts is the larger finite one of the regular and the EMA metric; with `use_ema` the EMA metric, and the regular one
-    only where that is missing. An evaluation with neither does not count. A resumed run decides again about the last evaluation,
-    by its own settings: one that was stopped stays so, and one with more patience goes on.
+    What counts is the better finite one of the regular and the EMA metric (see `hooks.monitor.direction`); with `use_ema` the EMA
+    metric, and the regular one only where that is missing. An evaluation with neither does not count. A resumed run decides again
+    about the last evaluation, by its own settings: one that was stopped stays so, and one with more patience goes on.
 
     Args:
         check_finite: stop at once when the value is not finite; otherwise it counts as not better.
-        stopping_threshold: stop at once above it.
-        divergence_threshold: stop at once below it.
+        stopping_threshold: stop at once where the metric is better.
+        divergence_threshold: stop at once where it is worse.
         verbose: log what each evaluation means: better, or not and how far the patience goes, or not counted and why.
         skip_first_epochs: evaluations after so many epochs from the start do not count.
 
@@ -58,7 +58,8 @@ class EarlyStopHook(Hook):
         self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold
         self.verbose, self.skip_first_epochs = verbose, skip_first_epochs
         self.found_non_finite = False
-        self.best = -math.inf
+        self.sign = direction(monitor_ema if use_ema else monitor_regular)
+        self.best = -math.inf  # where less is better, this and the following values are negated
         self.num_bad = 0  # evaluations since the best
         self._last: float | None = None  # value that was looked at last
         self._is_resumed = False
@@ -104,34 +105,36 @@ class EarlyStopHook(Hook):
 
     def _effective(self, metrics: dict[str, float]) -> float | None:
         if self.use_ema and self.monitor_ema in metrics:
-            return metrics[self.monitor_ema]
-        values = [metrics[name] for name in (self.monitor_regular, self.monitor_ema) if name in metrics]
+            return self.sign * metrics[self.monitor_ema]
+        values = [self.sign * metrics[name] for name in (self.monitor_regular, self.monitor_ema) if name in metrics]
         return max((value for value in values if math.isfinite(value)), default=values[0] if values else None)
 
     def _stop_at_once(self, value: float) -> str | None:
+        shown = self.sign * value
         if self.check_finite and not math.isfinite(value):
             self.found_non_finite = True
-            return f"early stop: the metric is {value}"
-        if self.stopping_threshold is not None and value > self.stopping_threshold:
-            return f"early stop: the metric {value:.4f} is above stopping_threshold {self.stopping_threshold}"
-        if self.divergence_threshold is not None and value < self.divergence_threshold:
-            return f"early stop: the metric {value:.4f} is below divergence_threshold {self.divergence_threshold}"
+            return f"early stop: the metric is {shown}"
+        above, below = ("above", "below")[:: self.sign]
+        if self.stopping_threshold is not None and value > self.sign * self.stopping_threshold:
+            return f"early stop: the metric {shown:.4f} is {above} stopping_threshold {self.stopping_threshold}"
+        if self.divergence_threshold is not None and value < self.sign * self.divergence_threshold:
+            return f"early stop: the metric {shown:.4f} is {below} divergence_threshold {self.divergence_threshold}"
         return None
 
     def _stop_for_patience(self, value: float) -> str | None:
         if math.isfinite(value) and value - self.min_delta > self.best:
             self.best, self.num_bad = value, 0
-            self._say("%.4f is the best so far", value)
+            self._say("%.4f is the best so far", self.sign * value)
             return None
         self.num_bad += 1
-        self._say("%.4f, the best is %.4f; %d of %d evaluations in a row without a better one", value, self.best, self.num_bad,
-                  self.patience)
+        self._say("%.4f, the best is %.4f; %d of %d evaluations in a row without a better one", self.sign * value,
+                  self.sign * self.best, self.num_bad, self.patience)
         return self._out_of_patience()
 
     def _out_of_patience(self) -> str | None:
         if self.num_bad < self.patience:
             return None
-        return f"early stop: {self.num_bad} evaluations in a row were not better than {self.best:.4f}"
+        return f"early stop: {self.num_bad} evaluations in a row were not better than {self.sign * self.best:.4f}"
 
     def _say(self, decision: str, *values: Any) -> None:
         if self.verbose:

@@ -14,3 +14,8 @@ def warn_of_missing(who: str, monitors: Sequence[str], metrics: Iterable[str]) -
     hint = f" Did you mean {close[0]}?" if close else ""
     logger.warning("%s: no evaluation publishes %s, so it decides nothing.%s Published: %s", who, " or ".join(monitors), hint,
                    ", ".join(published) or "nothing")
+
+
+def direction(metric: str) -> int:
+    """Return -1 for a metric of which less is better, any whose name starts with "loss" (val/loss, val/ema_loss_ce), else 1."""
+    return -1 if metric.rpartition("/")[2].removeprefix("ema_").startswith("loss") else 1

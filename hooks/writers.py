@@ -51,9 +51,10 @@ class ConsoleWriter:
 
     @staticmethod
     def _is_detail(tag: str) -> bool:
-        """Tell a value of one class (val/AP/cat) or of one layer of the model (train/loss_ce_0, train/loss_ce_enc)."""
+        """Tell a value of one class (val/AP/cat) or of one layer of the model (train/loss_ce_0, val/loss_ce_enc)."""
         last = tag.rsplit("_", 1)[-1]
-        return tag.count("/") > 1 or (tag.startswith("train/") and (last.isdigit() or last == "enc"))
+        is_of_training = tag.startswith(("train/", "val/loss_", "val/ema_loss_"))
+        return tag.count("/") > 1 or (is_of_training and (last.isdigit() or last == "enc"))
 
 
 class JsonlWriter:

@@ -4,9 +4,9 @@ import difflib
 import functools
 import importlib
 import inspect
-import math
 import re
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from rfdetr.errors import InputError
+from rfdetr.schedules import SCHEDULES, lr_multiplier, schedule_arguments
 
 ENCODER_PREFIX = "backbone.encoder."
 DECODER_PREFIX = "transformer.decoder."
 EMBEDDINGS = ("cls_token", "reg_token", "mask_token", "pos_embed", "patch_embed")
-STEP_DROP = 0.1  # what the "step" schedule leaves of the learning rate
 
 
 def param_groups(
@@ -30,15 +30,24 @@ def param_groups(
     lr_vit_layer_decay: float,
     lr_component_decay: float,
     weight_decay: float,
+    rules: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Sort the trained parameters by learning rate and weight decay; the first group is the heads'.
 
     Heads, projector and query embeddings train at ``lr``, the decoder at ``lr * lr_component_decay``, the ViT at
     ``lr_encoder * lr_component_decay**2``, times ``lr_vit_layer_decay`` for every block from the last one down.
+
+    Args:
+        rules: ``{"match": pattern, "lr_scale": factor, "weight_decay": value}``, on top of these, for the parameters that the
+            pattern fits; see `fitting`. Where several fit, the factors are multiplied and the last weight decay holds.
     """
+    ruled = [(fitting(model, rule["match"], trained=True), rule) for rule in rules]
     depth = model.backbone.out_feature_indexes[-1] + 1  # the published count, one too many for most variants
-    parts: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {"other": {}, "encoder": {}, "decoder": {}}
-    for name, parameter in model.named_parameters():
+    parts: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {
+        "other": {(lr, weight_decay): []}, "encoder": {}, "decoder": {}
+    }
+    for whole_name, parameter in model.named_parameters():
+        name = whole_name
         if not parameter.requires_grad:
             continue
         if name.startswith(ENCODER_PREFIX):
@@ -49,12 +58,30 @@ def param_groups(
             part, key = "decoder", (lr * lr_component_decay, weight_decay)
         else:
             part, key = "other", (lr, weight_decay)
+        for names, rule in ruled:
+            if whole_name in names:
+                key = (key[0] * rule.get("lr_scale", 1.0), rule.get("weight_decay", key[1]))
         parts[part].setdefault(key, []).append(parameter)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for part in parts.values():
         for key, parameters in part.items():
             groups.setdefault(key, []).extend(parameters)
-    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items() if found]
+
+
+def fitting(model: nn.Module, pattern: str, *, trained: bool = False) -> set[str]:
+    """Return the names of the parameters, or of the trained ones, that a pattern of `optim.groups` fits, as in file names.
+
+    Raises:
+        InputError: it fits none.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad or not trained]
+    found = {name for name in names if fnmatchcase(name, pattern)}
+    if not found:
+        close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+        raise InputError(f"optim.groups: {pattern!r} fits no {'trained ' if trained else ''}parameter of the model"
+                         f"{f'; one is called {close[0]}' if close else ''}")
+    return found
 
 
 def _layers_above(name: str, depth: int) -> int:
@@ -67,33 +94,6 @@ def _layers_above(name: str, depth: int) -> int:
 def _is_undecayed(name: str) -> bool:
     """Biases, norms and embeddings of the encoder; its layer scales (``gamma``) decay, as in the published recipe."""
     return "bias" in name or "norm" in name or name.startswith(EMBEDDINGS)
-
-
-def lr_multiplier(
-    step: int,
-    *,
-    schedule: str,
-    total_steps: int,
-    steps_per_epoch: int,
-    warmup_epochs: float = 0.0,
-    lr_drop: int = 100,
-    min_factor: float = 0.0,
-) -> float:
-    """Return the factor of every group's learning rate for optimizer step ``step``, counted from 0.
-
-    Args:
-        schedule: "step" (a tenth from epoch ``lr_drop`` on) or "cosine" (down to ``min_factor`` at ``total_steps``,
-            where it stays). Both start with a linear warm-up from 0 over ``warmup_epochs``.
-    """
-    warmup_steps = int(steps_per_epoch * warmup_epochs)
-    if step < warmup_steps:
-        return step / warmup_steps
-    if schedule == "cosine":
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
-    if schedule == "step":
-        return 1.0 if step < lr_drop * steps_per_epoch else STEP_DROP
-    raise InputError(f"optim.schedule: unknown schedule {schedule!r}; known: step, cosine")
 
 
 def build_optimizer(
@@ -153,13 +153,15 @@ def build_lr_scheduler(
     """Make a scheduler that is stepped after every optimizer step.
 
     Args:
-        schedule: "step" or "cosine" as in `lr_multiplier`; or a class of torch.optim.lr_scheduler by its name, or any
-            class by its import path, given ``init_args`` (counted in optimizer steps) and a linear warm-up before it.
+        schedule: one of `SCHEDULES` as in `lr_multiplier`, with its arguments in ``init_args``; or a class of
+            torch.optim.lr_scheduler by its name, or any class by its import path, given ``init_args`` (counted in steps) and
+            a linear warm-up before it.
     """
-    if schedule in ("step", "cosine"):
+    if schedule in SCHEDULES:
+        arguments = schedule_arguments(schedule, init_args or {}) if schedule != "plateau" else {}
         multiplier = functools.partial(
             lr_multiplier, schedule=schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch,
-            warmup_epochs=warmup_epochs, lr_drop=lr_drop, min_factor=min_factor,
+            warmup_epochs=warmup_epochs, lr_drop=lr_drop, min_factor=min_factor, **arguments,
         )
         return LambdaLR(optimizer, multiplier)
     scheduler = _construct(scheduler_class(schedule), "optim.schedule", optimizer, dict(init_args or {}))
@@ -181,7 +183,7 @@ def scheduler_class(name: str) -> type[LRScheduler]:
     if issubclass(cls, ReduceLROnPlateau):
         raise InputError(
             "optim.schedule: ReduceLROnPlateau follows a metric, but schedules here advance with every optimizer step, "
-            "which has none; use 'step', 'cosine' or another class of torch.optim.lr_scheduler"
+            "which has none; use 'plateau', which acts after evaluations, or another class of torch.optim.lr_scheduler"
         )
     return cls
 

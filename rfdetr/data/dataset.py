@@ -88,6 +88,11 @@ class DetectionDataset(Dataset):
         return len(self._annotations.boxes)
 
     @property
+    def object_counts(self) -> np.ndarray:
+        """(N,) annotated objects of each image."""
+        return np.diff(self._annotations.offsets)
+
+    @property
     def with_masks(self) -> bool:
         return self._annotations.segmentations is not None
 

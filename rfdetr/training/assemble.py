@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,10 +17,11 @@ from engine.distributed import world_size
 from engine.randomness import seed_everything, seed_rank, set_deterministic
 from engine.sharding import shard
 from rfdetr import optim
-from rfdetr.build import build_criterion
+from rfdetr.build import build_criterion, build_model
 from rfdetr.data.recipes import find_recipe
 from rfdetr.data.transforms import make_transforms
 from rfdetr.errors import InputError
+from rfdetr.schedules import SCHEDULES
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
 from rfdetr.training.data import (
@@ -34,9 +36,10 @@ from rfdetr.training.data import (
 )
 from rfdetr.training.device import choose_device
 from rfdetr.training.finish import FinishHook
+from rfdetr.training.memory import accumulated, fit_batch_size
 from rfdetr.training.parsing import plain_dict
 from rfdetr.training.run_folder import RunFolderHook
-from rfdetr.training.standard_hooks import UserHook, Wish, build_hooks, build_writers, check_monitor, user_wishes
+from rfdetr.training.standard_hooks import UserHook, Wish, build_hooks, build_writers, check_metrics, user_wishes
 from rfdetr.training.start import best_content, continue_average, make_model, read_start
 from rfdetr.training.without_effect import warn_of_settings_without_effect
 
@@ -70,30 +73,32 @@ def build_trainer(
     Raises:
         InputError: a setting, the data or a file is not what it should be; nothing was written.
     """
-    wishes = check_before_data(config, hooks)
+    config = accumulated(config)
+    wishes = check_before_data(config, hooks, model, criterion)
     device = choose_device(config)
     start = read_start(config.model) if model is None and not resumed else None  # a resumed run has its weights
     seed_everything(config.train.seed)  # before the model is made, so that its random weights repeat
     set_deterministic(config.train.deterministic)
 
     data = open_run_data(config, train_set, val_set)
-    train_loader = build_train_loader(config, data, device)
-    val_loader = build_eval_loader(config.data, data.val_set, data.architecture, device)
-
+    check_followed(config, wishes, criterion, data.label_map.names)
     model = (make_model(config, data.architecture, start, data.label_map) if model is None else model).to(device)
     eval_model = divide(model, device) if config.train.strategy == "fsdp" else None
     optimizer = build_optimizer(config, model, optimizer)
+    if criterion is None:
+        criterion = build_criterion(data.architecture, config.loss, class_weights(config.loss, data))
+    config = fit_batch_size(config, data, model, optimizer, criterion, device)
+    train_loader = build_train_loader(config, data, device)
+    val_loader = build_eval_loader(config.data, data.val_set, data.architecture, device)
     sets = open_eval_sets(config, data, device)
     all_hooks = assemble_hooks(config, data, val_loader, sets, wishes, overwrite=overwrite, resumed=resumed)
     if start is not None and start["ema_model"] is not None and not config.model.ema_weights:
         continue_average(all_hooks, model, start, data.label_map)
-    if criterion is None:
-        criterion = build_criterion(data.architecture, config.loss, class_weights(config.loss, data))
     seed_rank(config.train.seed)  # from here on every process draws its own numbers
     with bad_input(""):
         trainer = Trainer(
             model, criterion, optimizer, train_loader,
-            max_epochs=config.train.epochs,
+            max_epochs=config.train.epochs, max_steps=config.train.max_steps,
             lr_scheduler=build_lr_scheduler(config, optimizer, len(train_loader) // config.train.grad_accum_steps),
             hooks=all_hooks,
             grad_accum_steps=config.train.grad_accum_steps, clip_grad_norm=config.optim.clip_max_norm,
@@ -104,23 +109,39 @@ def build_trainer(
     return trainer
 
 
-def check_before_data(config: RunConfig, hooks: Sequence[UserHook]) -> list[Wish]:
+def check_before_data(
+    config: RunConfig, hooks: Sequence[UserHook], own_model: nn.Module | None = None, own_criterion: nn.Module | None = None
+) -> list[Wish]:
     """Refuse names of things that are not there, which takes no data to find out; return the users' hooks."""
     if isinstance(config.data.augment, str):
         find_recipe(config.data.augment)
     else:
         make_transforms(config.data.augment)
     optim.optimizer_class(config.optim.optimizer)
-    if config.optim.schedule not in ("step", "cosine"):
+    if config.optim.schedule not in SCHEDULES:
         optim.scheduler_class(config.optim.schedule)
     for name in config.eval.sets:
         eval_set(config, name)
+    if config.optim.groups and own_model is None:
+        with torch.device("meta"):  # names alone
+            model = build_model(config.model.architecture())
+        for group in config.optim.groups:
+            optim.fitting(model, group["match"])
     wishes = user_wishes(config.hooks, hooks)
+    check_followed(config, wishes, own_criterion)
     build_writers(config)  # for a logger that is not installed
     if config.eval.run_test and "test" not in data_splits(config.data):
         raise InputError(f"eval.run_test: true, but {config.data.dataset_dir} has no test split")
     warn_of_settings_without_effect(config)
     return wishes
+
+
+def check_followed(
+    config: RunConfig, wishes: Sequence[Wish], own_criterion: nn.Module | None, class_names: Sequence[str] | None = None
+) -> None:
+    """Refuse to follow metrics that nobody publishes; somebody's own hooks or criterion may publish any."""
+    if not wishes and not (own_criterion is not None and config.eval.loss):
+        check_metrics(config, class_names)
 
 
 def assemble_hooks(
@@ -131,8 +152,6 @@ def assemble_hooks(
     settings["data"]["white_level"] = getattr(data.train_set, "white_level", None)  # so that evaluation and prediction know it
     metadata = {"args": settings, "model_config": plain_dict(data.architecture), "label_map": data.label_map.to_dict()}
     payload = partial(best_content, config=data.architecture, args=settings, label_map=data.label_map)
-    if not wishes:  # users' hooks may publish metrics of their own
-        check_monitor(config, data.architecture, data.label_map.names)
     return [
         RunFolderHook(metadata, **folder),
         *build_hooks(config, data.architecture, val_loader, metadata, payload, wishes, sets=sets, writers=build_writers(config)),
@@ -159,15 +178,16 @@ def build_optimizer(config: RunConfig, model: nn.Module, own: Optimizer | MakesO
         return made
     groups = optim.param_groups(
         model, lr=config.optim.lr, lr_encoder=config.optim.lr_encoder, lr_vit_layer_decay=config.optim.lr_vit_layer_decay,
-        lr_component_decay=config.optim.lr_component_decay, weight_decay=config.optim.weight_decay,
+        lr_component_decay=config.optim.lr_component_decay, weight_decay=config.optim.weight_decay, rules=config.optim.groups,
     )
     return optim.build_optimizer(groups, config.optim.optimizer, init_args=config.optim.optimizer_args)
 
 
 def build_lr_scheduler(config: RunConfig, optimizer: Optimizer, steps_per_epoch: int) -> Any:
     """Make the learning rate schedule, which advances with every optimizer step."""
+    total_steps = min(config.train.epochs * steps_per_epoch, config.train.max_steps or sys.maxsize)
     return optim.build_lr_scheduler(
-        optimizer, config.optim.schedule, total_steps=config.train.epochs * steps_per_epoch, steps_per_epoch=steps_per_epoch,
+        optimizer, config.optim.schedule, total_steps=total_steps, steps_per_epoch=steps_per_epoch,
         warmup_epochs=config.optim.warmup_epochs, lr_drop=config.optim.lr_drop, min_factor=config.optim.lr_min_factor,
         init_args=config.optim.schedule_args,
     )
@@ -177,5 +197,5 @@ def say_what_is_trained(trainer: Trainer, config: RunConfig) -> None:
     """Log in one line what is going to happen."""
     millions = sum(parameter.numel() for parameter in trainer.unwrapped_model.parameters()) / 1e6
     images = config.data.batch_size * config.train.grad_accum_steps * world_size()
-    logger.info("%s, %.1f million parameters, on %s in %s; %d epochs of %d steps of %d images", config.model.variant, millions,
-                trainer.device, trainer.precision, trainer.max_epochs, trainer.steps_per_epoch, images)
+    logger.info("%s, %.1f million parameters, on %s in %s; %d steps of %d images, %d an epoch", config.model.variant, millions,
+                trainer.device, trainer.precision, trainer.max_steps, images, trainer.steps_per_epoch)

@@ -118,6 +118,16 @@ class RunConfig:
         _check_average(self)
         _check_classes(self)
         _check_epochs(self)
+        better, worse = self.early_stopping.stopping_threshold, self.early_stopping.divergence_threshold
+        if None not in (better, worse) and (better > worse if self.monitor.startswith("loss") else better < worse):
+            raise InputError(f"early_stopping.stopping_threshold: {better} is worse than divergence_threshold, {worse}, so any "
+                             f"{self.monitor} would stop the run")
+        if self.data.batch_size == "auto" and (self.train.effective_batch is None or self.train.grad_accum_steps != 1):
+            raise InputError('data.batch_size: "auto" needs train.effective_batch, for which train.grad_accum_steps follows; set '
+                             "that, and leave this out")
+        if self.train.strategy == "fsdp" and (self.data.batch_size == "auto" or self.train.preflight):
+            name = "data.batch_size: auto" if self.data.batch_size == "auto" else "train.preflight: true"
+            raise InputError(f"{name} tries a step in each process alone, which is not possible with train.strategy fsdp")
         if self.train.strategy == "fsdp" and self.train.precision == "fp16":
             raise InputError("train.precision: fp16 is not possible with train.strategy fsdp; use bf16 or fp32")
         if self.monitor.startswith("segm_") and not self.model.architecture().segmentation_head:
@@ -156,6 +166,13 @@ def _check_epochs(config: RunConfig) -> None:
     off = config.data.mix_off_epochs
     if off >= epochs and any(getattr(config.data, name) for name in MIXED):
         raise InputError(f"data.mix_off_epochs: with {off} of {epochs} epochs (train.epochs) nothing is mixed; make it smaller")
+    if config.train.keep_every_epochs > epochs:
+        raise InputError(f"train.keep_every_epochs: {config.train.keep_every_epochs} is after the last epoch ({epochs})")
+    ends = {*range(config.eval.every_epochs, epochs, config.eval.every_epochs), epochs}
+    num_counted = sum(epoch > config.eval.skip_first_epochs for epoch in ends)
+    if num_counted < config.train.keep_top and num_counted:
+        raise InputError(f"train.keep_top: {config.train.keep_top}, but only {num_counted} evaluations count (train.epochs, "
+                         "eval.every_epochs, eval.skip_first_epochs); make it smaller")
     if config.eval.skip_first_epochs >= epochs:
         raise InputError(f"eval.skip_first_epochs: with {config.eval.skip_first_epochs} of {epochs} epochs (train.epochs) no "
                          "evaluation would count; make it smaller")

@@ -193,17 +193,18 @@ def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
 
 def build_train_loader(config: RunConfig, data: RunData, device: torch.device) -> DetectionLoader:
     """Make the loader of this rank's share of the training batches."""
-    sizes = _train_sizes(data.architecture, config.data.expanded_scales) if config.data.multi_scale else None
     repeats = _repeats(config.data, data.train_set) if config.data.sampling == "repeat_factor" else None
     return train_loader(
         data.train_set, batch_size=config.data.batch_size, seed=config.train.seed, grad_accum_steps=config.train.grad_accum_steps,
-        sizes=sizes, repeats=repeats, **_loader_options(config.data, data.architecture, device),
+        sizes=train_sizes(config.data, data.architecture), repeats=repeats,
+        **_loader_options(config.data, data.architecture, device),
     )
 
 
 def build_eval_loader(config: DataConfig, dataset: Dataset, architecture: ModelConfig, device: torch.device) -> DetectionLoader:
     """Make the loader of this rank's share of a split, every image once and in order."""
-    return eval_loader(dataset, batch_size=config.eval_batch_size or config.batch_size,
+    found = DataConfig.batch_size if config.batch_size == "auto" else config.batch_size  # auto is for training
+    return eval_loader(dataset, batch_size=config.eval_batch_size or found,
                        **_loader_options(config, architecture, device))
 
 
@@ -245,10 +246,12 @@ def _loader_options(config: DataConfig, architecture: ModelConfig, device: torch
     }
 
 
-def _train_sizes(architecture: ModelConfig, expanded: bool) -> list[tuple[int, int]]:
-    """Return the (H, W) of multi-scale training; an input that is not square keeps about its shape."""
+def train_sizes(config: DataConfig, architecture: ModelConfig) -> list[tuple[int, int]] | None:
+    """Return the (H, W) of multi-scale training, None without; an input that is not square keeps about its shape."""
+    if not config.multi_scale:
+        return None
     height, width = architecture.input_size
-    heights = multi_scale_sizes(height, architecture.patch_size, architecture.num_windows, expanded)
+    heights = multi_scale_sizes(height, architecture.patch_size, architecture.num_windows, config.expanded_scales)
     divisor = architecture.size_divisor
     return [(side, max(1, round(side * width / height / divisor)) * divisor) for side in heights]
 

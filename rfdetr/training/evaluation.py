@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from engine import evaluate as run_evaluation
+from engine.batches import OF_OBJECTS
 from engine.distributed import process_group
+from rfdetr.box_ops import cxcywh_to_xyxy
 from rfdetr.build import build_model, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import LabelMap
@@ -93,6 +95,19 @@ def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: st
     label_map, device = checkpoint_classes(checkpoint), choose_device(config)
     metrics, metric = evaluate_split(model, config, architecture, label_map, split, device=device)
     return {"metrics": finite_or_none(metrics), "coco": metric.coco.coco_table(), "per_class": per_class(metric)}
+
+
+def as_trained_on(targets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave crowds out of the targets of an evaluation, and cut boxes at the edge of the image, as training does."""
+    prepared = []
+    for target in targets:
+        corners = cxcywh_to_xyxy(target["boxes"]).clamp(0, 1)
+        sizes = corners[:, 2:] - corners[:, :2]
+        kept = (target["iscrowd"] == 0) & (sizes > 0).all(dim=1)
+        objects = {name: target[name] for name in OF_OBJECTS if name in target}
+        objects["boxes"] = torch.cat([corners[:, :2] + sizes / 2, sizes], dim=1)
+        prepared.append({**target, **{name: value[kept] for name, value in objects.items()}})
+    return prepared
 
 
 def iou_types(architecture: ModelConfig) -> tuple[str, ...]:

@@ -168,12 +168,12 @@ def _read_results(trainer: Trainer, different: set[str]) -> dict[str, Any] | Non
         reason = results["stop_reason"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    is_complete = trainer.epoch >= trainer.max_epochs and "eval.run_test" not in different
+    is_complete = trainer.is_finished and "eval.run_test" not in different
     is_stopped = reason is not None and all(name.startswith("log.") for name in different)
     if not ended or not (is_complete or is_stopped):
         return None
     logger.info("nothing is left to do in %s, %s: train.epochs or other settings of what stopped it let it go on",
-                trainer.output_dir, reason or f"all {trainer.epoch} epochs are done")
+                trainer.output_dir, reason or f"all {trainer.step} steps are done")
     return {**results, "status": "done"}
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from engine import Trainer
-from engine.distributed import process_group
+from engine.distributed import process_group, world_size
 from engine.watch import restart_count, watch
 from rfdetr.errors import InputError
 from rfdetr.training.assemble import build_trainer
 from rfdetr.training.command_line import shown_log
 from rfdetr.training.config import RunConfig
 from rfdetr.training.device import choose_device
+from rfdetr.training.memory import explain, with_batch_size
 from rfdetr.training.ownership import owned, together
 from rfdetr.training.parsing import plain_dict
 from rfdetr.training.resume import (
@@ -90,6 +91,7 @@ def _train(config: RunConfig, hooks: Sequence[UserHook], *, resume: str | None, 
         together(partial(check_empty, folder))
     found = together(partial(read_state, folder, resume))
     check_agreement(found, plain_dict(config))
+    config = _as_found_before(config, found)
     overwrite = overwrite or (resume == "auto" and found is None)  # what is there is from before the first save
     trainer = build_trainer(config, hooks, overwrite=overwrite, resumed=found is not None, **parts)
     trainer.hooks[0].is_owned = True
@@ -109,10 +111,22 @@ def _go_on(trainer: Trainer, path: Path, state: dict[str, Any]) -> dict[str, Any
 
 
 def _run(trainer: Trainer) -> dict[str, Any]:
-    trainer.train()
+    try:
+        trainer.train()
+    except RuntimeError as error:
+        explain(error, trainer)
+        raise
     if trainer.interrupted and not trainer.stop_reason.endswith("SIGTERM"):  # with that torchrun ends what it starts anew
         watch().board.put(STOPPED, trainer.stop_reason, lasting=True)
     return trainer.hooks[-1].results
+
+
+def _as_found_before(config: RunConfig, found: tuple[Path, dict[str, Any]] | None) -> RunConfig:
+    """Return the configuration with the batch size that "auto" was when the run began, unless other processes need another."""
+    settings = (found[1].get("args") or {}).get("data") if found else None
+    size = settings.get("batch_size") if isinstance(settings, dict) else None
+    usable = config.data.batch_size == "auto" and type(size) is int and size > 0
+    return with_batch_size(config, size) if usable and config.train.effective_batch % (size * world_size()) == 0 else config
 
 
 def _after_a_restart(folder: Path, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rfdetr.errors import InputError
 from rfdetr.fields import check_choices, check_fields, is_count, is_fraction, is_name_or_none, is_not_negative, is_positive
+from rfdetr.schedules import SCHEDULES, schedule_arguments
 
 MIXED = ("mosaic", "copy_paste", "mixup")  # fields of DataConfig
 RESERVED = ("train", "val", "test", "ema", "lr")  # what other metrics begin with
@@ -26,6 +27,13 @@ def _are_names_or_none(value: tuple[str, ...] | None) -> bool:
 
 def _are_sets(value: dict[str, str]) -> bool:
     return all(re.fullmatch(r"[A-Za-z][\w-]*", name) and name not in RESERVED and path for name, path in value.items())
+
+
+def _is_group(group: dict[str, Any]) -> bool:
+    numbers = {name: value for name, value in group.items() if name != "match"}
+    return (isinstance(group.get("match"), str) and bool(numbers) and numbers.keys() <= {"lr_scale", "weight_decay"}
+            and all(type(value) in (int, float) for value in numbers.values())
+            and is_positive(numbers.get("lr_scale", 1)) and is_not_negative(numbers.get("weight_decay", 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +55,23 @@ class OptimConfig:
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the optimizer, such as betas."""
     schedule: str = "step"
-    """step (a tenth from lr_drop on), cosine (down to lr_min_factor), a class of torch.optim.lr_scheduler, or an import path."""
+    """step (a tenth from lr_drop on), cosine (down to lr_min_factor), flat_cosine, polynomial, plateau (lower when evaluations
+    are no better), a class of torch.optim.lr_scheduler, or an import path."""
     schedule_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of a scheduler that is a class; it counts optimizer steps."""
+    """flat_cosine: flat (0.5, share of the steps at the full rate); polynomial: power (0.9); plateau: metric (that of
+    eval.monitor), factor (0.1), patience (3), min_delta (0); or those of a class, which counts optimizer steps."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from 0; fractions are allowed."""
     lr_drop: int = 100
     """Epoch of the drop (schedule "step")."""
     lr_min_factor: float = 0.0
-    """What is left of the learning rate at the end (schedule "cosine"), 0 to 1."""
+    """What is left of the learning rate at the end, or at least (schedules "cosine", "flat_cosine", "polynomial", "plateau"),
+    0 to 1."""
     clip_max_norm: float = 0.1
     """Gradients are scaled down to this global L2 norm; 0 does not clip."""
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    """Changes for parameters by the patterns of their names, on top of the rates above: [{match: "*.bias", lr_scale: 2.0,
+    weight_decay: 0}]."""
 
     def __post_init__(self) -> None:
         check_fields(self, "optim", "above 0", is_positive, "lr", "lr_vit_layer_decay", "lr_component_decay")
@@ -68,8 +82,10 @@ class OptimConfig:
             if key in self.optimizer_args:
                 raise InputError(f"optim.optimizer_args: {key} changes nothing there, since every parameter group has its own; "
                                  f"set optim.{key}")
-        if self.schedule in ("step", "cosine") and self.schedule_args:
-            raise InputError(f"optim.schedule_args: {self.schedule!r} takes none; it has lr_drop, lr_min_factor, warmup_epochs")
+        if self.schedule in SCHEDULES:
+            schedule_arguments(self.schedule, self.schedule_args)
+        check_fields(self, "optim", 'a list of {match: pattern} with lr_scale (above 0), weight_decay (0 or more), or both',
+                     lambda groups: all(map(_is_group, groups)), "groups")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +97,8 @@ class DataConfig:
     format: Literal["auto", "coco", "roboflow", "yolo", "objects365", "shards", "shapes"] = "auto"
     """Layout of the folder: COCO's, Roboflow's COCO export, YOLO's data.yaml, Objects365's, tar shards, our made-up shapes, or
     found out by looking."""
-    batch_size: int = 4
-    """Images of a batch, in each process."""
+    batch_size: int | Literal["auto"] = 4
+    """Images of a batch, in each process; auto (with train.effective_batch): the largest that fits into memory."""
     eval_batch_size: int | None = None
     """Images of an evaluation batch, in each process (default: batch_size)."""
     num_workers: int = 2
@@ -146,7 +162,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "data")
-        check_fields(self, "data", "1 or more", is_count, "batch_size", "prefetch_factor", "max_pixels")
+        check_fields(self, "data", "1 or more, or auto", lambda value: value == "auto" or value >= 1, "batch_size")
+        check_fields(self, "data", "1 or more", is_count, "prefetch_factor", "max_pixels")
         check_fields(self, "data", "between 0 and 1", is_fraction, "max_bad_images", *MIXED)
         check_fields(self, "data", "above 0 and at most 1", lambda value: 0 < value <= 1, "repeat_threshold", "fraction")
         check_fields(self, "data", "a list of different names", _are_names_or_none, "classes")
@@ -164,8 +181,14 @@ class TrainConfig:
 
     epochs: int = 100
     """Passes over the training images."""
+    max_steps: int | None = None
+    """End after so many optimizer steps, in the middle of an epoch too, unless train.epochs end before."""
     grad_accum_steps: int = 1
     """Batches of one optimizer update; the effective batch is batch_size x grad_accum_steps x processes."""
+    effective_batch: int | None = None
+    """Images of one optimizer update over all processes, for which grad_accum_steps follows from data.batch_size."""
+    preflight: bool = False
+    """Before the first step try the worst one, largest scale and most crowded images, and say how much memory it takes."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 on GPUs and CPUs with instructions that multiply it, fp16 on other NVIDIA GPUs, fp32 elsewhere."""
     seed: int = 42
@@ -180,6 +203,10 @@ class TrainConfig:
     """Write checkpoint.pth also every so many steps; 0: after epochs only."""
     keep: int = 1
     """Earlier versions of checkpoint.pth that stay beside it, in case the newest is damaged."""
+    keep_every_epochs: int = 0
+    """Also keep the checkpoint after every so many epochs, as checkpoint_epoch_N.pth; 0: none."""
+    keep_top: int = 0
+    """Keep the weights of so many best evaluations, as checkpoint_best_step_N.pth, and use their mean if it is better; 0: off."""
     max_bad_steps: int = 20
     """Updates in a row with non-finite gradients (each is skipped) after which the run stops."""
     on_bad_steps: Literal["stop", "rollback"] = "stop"
@@ -199,8 +226,12 @@ class TrainConfig:
         check_choices(self, "train")
         check_fields(self, "train", "not empty", bool, "output_dir")
         check_fields(self, "train", "1 or more", is_count, "epochs", "grad_accum_steps", "max_bad_steps")
+        check_fields(self, "train", "1 or more, or null", lambda value: value is None or value >= 1, "max_steps",
+                     "effective_batch")
+        check_fields(self, "train", "0, or 2 or more, which have a mean", lambda value: value == 0 or value >= 2, "keep_top")
         check_fields(self, "train", "above 0", is_positive, "timeout_minutes")
-        check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "max_hours")
+        check_fields(self, "train", "0 or more", is_not_negative, "seed", "save_every_steps", "keep", "keep_every_epochs",
+                     "max_hours")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,19 +297,15 @@ class EarlyStoppingConfig:
     check_finite: bool = True
     """Stop at once when the metric is not finite."""
     stopping_threshold: float | None = None
-    """Stop at once when the metric is above this."""
+    """Stop at once when the metric is better than this: above it, or below it where less is better."""
     divergence_threshold: float | None = None
-    """Stop at once when the metric is below this."""
+    """Stop at once when the metric is worse than this."""
     verbose: bool = False
     """Log after each evaluation how far the patience goes."""
 
     def __post_init__(self) -> None:
         check_fields(self, "early_stopping", "1 or more", is_count, "patience")
         check_fields(self, "early_stopping", "0 or more", is_not_negative, "min_delta")
-        above, below = self.stopping_threshold, self.divergence_threshold
-        if above is not None and below is not None and above < below:
-            raise InputError(f"early_stopping.stopping_threshold: {above} is less than divergence_threshold, {below}, so any "
-                             "metric would stop the run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,11 +325,13 @@ class EvalConfig:
     sets: dict[str, str] = field(default_factory=dict)
     """Further data sets to evaluate with the val split, {night: folder or address}: night/mAP_50_95 and so on. Their val split is
     taken, or test, or train, whichever there is; classes are found by name."""
+    loss: bool = False
+    """Also measure the training losses on the evaluated images, in the same forward: val/loss, val/loss_ce, val/ema_loss, ..."""
     run_test: bool = False
     """Evaluate the best weights on the test split at the end."""
     monitor: str | None = None
     """Metric that decides about best checkpoints and early stopping, without its prefix (val/, val/ema_): mAP_50, F1, AP/<class>,
-    ... (default: mAP_50_95, of segmentation variants segm_mAP_50_95)."""
+    loss (less is better; needs eval.loss), ... (default: mAP_50_95, of segmentation variants segm_mAP_50_95)."""
     skip_first_epochs: int = 0
     """Evaluations after so many epochs from the start count neither for the best checkpoint nor for early stopping."""
 

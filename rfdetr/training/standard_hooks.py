@@ -1,4 +1,4 @@
-"""The ten hooks of every run, in their order, and how a user's subclass of one takes its place."""
+"""The hooks of every run, in their order, and how a user's subclass of one takes its place."""
 
 import difflib
 import inspect
@@ -19,22 +19,26 @@ from hooks import (
     DropPathHook,
     EarlyStopHook,
     EMAHook,
+    EvalLossHook,
     InterruptHook,
     LogHook,
+    PlateauHook,
     PlotsHook,
     ProgressHook,
 )
+from hooks.monitor import direction
 from hooks.trackers import MlflowWriter, WandbWriter
 from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter, Writer
-from rfdetr.build import build_postprocess
+from rfdetr.build import build_criterion, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionLoader
 from rfdetr.errors import InputError
 from rfdetr.evaluation import DetectionMetrics
 from rfdetr.plots import RunPictures
+from rfdetr.schedules import schedule_arguments
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
-from rfdetr.training.evaluation import iou_types
+from rfdetr.training.evaluation import as_trained_on, iou_types
 from rfdetr.training.parsing import find_class, make_object, plain_dict
 from rfdetr.training.run_folder import METRICS, METRICS_TABLE
 
@@ -121,8 +125,8 @@ def build_hooks(
     """
     postprocess = build_postprocess(architecture)
     evaluation = _evaluation(config, architecture, val_loader, postprocess, sets)
-    saving = Standard(CheckpointHook, {"every_steps": config.train.save_every_steps, "keep": config.train.keep},
-                      {"metadata": metadata})
+    saving = Standard(CheckpointHook, {"every_steps": config.train.save_every_steps, "keep": config.train.keep,
+                                       "keep_every_epochs": config.train.keep_every_epochs}, {"metadata": metadata})
     first = [
         *_steering(config, payload),
         Standard(LogHook, {"every_steps": config.log.every_steps}, {"writers": writers}),
@@ -155,8 +159,17 @@ def _steering(config: RunConfig, payload: Callable) -> list[Standard]:
             "check_finite": stopping.check_finite, "stopping_threshold": stopping.stopping_threshold,
             "divergence_threshold": stopping.divergence_threshold, "verbose": stopping.verbose, **selection,
         }, enabled=stopping.enabled),
-        Standard(BestCheckpointHook, selection, {"payload": payload}),
+        Standard(BestCheckpointHook, {**selection, "keep_top": config.train.keep_top}, {"payload": payload}),
+        Standard(PlateauHook, _plateau(config), enabled=config.optim.schedule == "plateau"),
+        Standard(EvalLossHook, {"prepare": as_trained_on}, enabled=config.eval.loss),
     ]
+
+
+def _plateau(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of schedule "plateau"; it follows what decides about the best checkpoint, unless told otherwise."""
+    settings = schedule_arguments("plateau", config.optim.schedule_args if config.optim.schedule == "plateau" else {})
+    metric = settings["metric"] or f"val/{'ema_' if config.eval.models == 'ema' else ''}{config.monitor}"
+    return {**settings, "metric": metric, "min_scale": config.optim.lr_min_factor}
 
 
 def _evaluation(
@@ -234,12 +247,23 @@ def build_writers(config: RunConfig) -> list[Writer]:
     return writers
 
 
-def check_monitor(config: RunConfig, architecture: ModelConfig, class_names: Sequence[str]) -> None:
-    """Refuse to follow a metric that evaluations do not have."""
+def check_metrics(config: RunConfig, class_names: Sequence[str] | None = None) -> None:
+    """Refuse to follow a metric that evaluations do not have; None: the classes are not known yet."""
+    architecture = config.model.architecture()
     types = iou_types(architecture)
     known = list(DetectionMetrics([], iou_types=types).compute())
-    known += [f"{prefix}AP/{name}" for prefix in ("", "segm_")[: len(types)] for name in class_names if config.eval.per_class]
-    if config.monitor not in known:
-        close = difflib.get_close_matches(config.monitor, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-        raise InputError(f"eval.monitor: {config.monitor!r} is not measured; {hint}")
+    known += [f"{prefix}AP/{name}" for prefix in ("", "segm_")[: len(types)] for name in class_names or ()
+              if config.eval.per_class]
+    known += ["loss", *build_criterion(architecture).weight_dict] if config.eval.loss else []
+    models = {"regular": config.eval.models != "ema", "ema_": config.eval.models != "regular" and config.ema.enabled}
+    whole = [f"val/{model.removeprefix('regular')}{name}" for model, is_there in models.items() for name in known if is_there]
+    followed = [("eval.monitor", config.monitor, known)]
+    if config.optim.schedule == "plateau":
+        followed.append(("optim.schedule_args: metric", _plateau(config)["metric"], whole))
+    for option, metric, names in followed:
+        is_of_class = class_names is None and config.eval.per_class and "AP/" in metric
+        if metric not in names and not is_of_class:
+            close = difflib.get_close_matches(metric, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+            hint = "set eval.loss to true" if direction(metric) < 0 and not config.eval.loss else hint
+            raise InputError(f"{option}: {metric!r} is not measured; {hint}")

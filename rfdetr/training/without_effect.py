@@ -4,6 +4,7 @@ import logging
 from dataclasses import fields
 from typing import Any
 
+from rfdetr.schedules import SCHEDULES
 from rfdetr.training.config import RunConfig
 from rfdetr.training.sections import MIXED
 
@@ -40,7 +41,8 @@ def _idle(config: RunConfig) -> list[tuple[str, str, tuple[str, ...]]]:
         ("ema", "ema.enabled is false", all_but["ema"]): not config.ema.enabled,
         ("early_stopping", "early_stopping.enabled is false", all_but["early_stopping"]): not config.early_stopping.enabled,
         ("optim", f"optim.schedule is {optim.schedule}", ("lr_drop",)): optim.schedule != "step",
-        ("optim", f"optim.schedule is {optim.schedule}", ("lr_min_factor",)): optim.schedule != "cosine",
+        ("optim", f"optim.schedule is {optim.schedule}", ("lr_min_factor",)):
+            optim.schedule not in SCHEDULES or optim.schedule == "step",
         ("data", "data.multi_scale is false", ("expanded_scales",)): not data.multi_scale,
         ("data", "nothing is mixed", ("mix_off_epochs",)): not any(getattr(data, name) for name in MIXED),
         ("data", "data.sampling is uniform", ("repeat_threshold",)): data.sampling == "uniform",

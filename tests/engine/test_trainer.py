@@ -72,6 +72,35 @@ def test_resuming_a_finished_run_trains_nothing_and_more_epochs_go_on(tmp_path):
     assert (more.epoch, more.step) == (3, 18)
 
 
+class EpochEnds(Hook):
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+
+    def after_epoch(self, trainer) -> None:
+        self.seen.append((trainer.step, trainer.epoch, trainer.epoch_step))
+
+
+@pytest.mark.parametrize("max_steps", [1, 6, 8])
+def test_max_steps_end_the_run_and_more_of_them_go_on_as_if_it_had_not_ended(tmp_path, max_steps):
+    ends = EpochEnds()
+    short = make_trainer(tmp_path, dropout=0.5, max_steps=max_steps, hooks=[ends])
+    short.train()
+    assert short.step == short.max_steps == max_steps and short.is_finished and short.stop_reason is None
+    whole = [(6, 1, 0)] if max_steps >= 6 else []
+    assert ends.seen == whole + ([(max_steps, max_steps // 6, max_steps % 6)] if max_steps % 6 else [])
+    save_checkpoint(short.state_dict(), tmp_path / "c.pth")
+    again = make_trainer(tmp_path, dropout=0.5, max_steps=max_steps)
+    again.load_state_dict(load_checkpoint(tmp_path / "c.pth"))
+    again.train()
+    assert torch.equal(weights(again), weights(short)), "nothing is left to do"
+    more = make_trainer(tmp_path, dropout=0.5)
+    more.load_state_dict(load_checkpoint(tmp_path / "c.pth"))
+    more.train()
+    unstopped = make_trainer(tmp_path, dropout=0.5, max_steps=99)
+    unstopped.train()
+    assert torch.equal(weights(more), weights(unstopped)) and unstopped.step == 12
+
+
 def test_another_batch_size_goes_on_at_the_same_image(tmp_path):
     first = make_trainer(tmp_path, batch_size=4, hooks=[StopAt(9)])  # 6 steps an epoch: 12 images into the second
     first.train()

@@ -76,6 +76,8 @@ def rates(trainer) -> list[float]:
     {"optim.lr": 1e-5}, {"optim.lr_encoder": 1e-5}, {"optim.lr_component_decay": 1.0, "optim.lr_vit_layer_decay": 1.0},
     {"optim.lr_min_factor": 0.5}, {"optim.schedule": "step", "optim.lr_drop": 1}, {"train.epochs": 9},
     {"optim.schedule": "ExponentialLR", "optim.schedule_args": {"gamma": 0.9}}, {"optim.warmup_epochs": 2.0},
+    {"optim.schedule": "flat_cosine"}, {"optim.schedule": "polynomial", "optim.schedule_args": {"power": 2.0}},
+    {"optim.groups": [{"match": "*.bias", "lr_scale": 2.0}]}, {"train.max_steps": 12},
 ], ids=str)  # fmt: skip
 def test_rates_and_schedule_are_those_of_the_new_command(data, stopped, tmp_path, changed):
     trainer = loaded(stopped, data, **changed)

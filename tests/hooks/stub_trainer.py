@@ -47,6 +47,10 @@ class StubTrainer:
         self.stop_reason, self.interrupted = None, False
         self.num_images, self.data_seconds, self.bad_steps = 0, 0.0, 0
 
+    @property
+    def is_finished(self):
+        return self.epoch >= self.max_epochs or self.step >= self.max_steps
+
     def stop(self, reason):
         self.stop_reason = self.stop_reason or reason
 

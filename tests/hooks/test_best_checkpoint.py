@@ -156,3 +156,35 @@ def test_a_best_value_needs_its_file(tmp_path, caplog, left):
     resumed.load_state_dict(state)
     resumed.before_train(trainer)
     assert (resumed.best["regular"] == 0.5) == (left == "later") == ("not there any more" not in caplog.text)
+
+
+def kept(folder):
+    return {path.name: load_checkpoint(path) for path in folder.glob("checkpoint_best_step_*.pth")}
+
+
+def test_the_best_evaluations_have_a_file_each(tmp_path):
+    hook = BestCheckpointHook(keep_top=2)
+    trainer = StubTrainer(tmp_path, Constant(), [hook])
+    trainer.eval_models["ema"] = Constant()
+    scores = [(0.1, 0.2), (0.3, 0.1), (0.2, 0.2), (math.nan, 0.25), (0.3, 0.3)]
+    for trainer.epoch, (regular, ema) in enumerate(scores, start=1):
+        trainer.step = 4 * trainer.epoch
+        trainer.unwrapped_model.set(regular), trainer.eval_models["ema"].set(ema)
+        trainer.publish_metrics({"val/mAP_50_95": regular, "val/ema_mAP_50_95": ema})
+    assert hook.best_steps == [(0.3, 8), (0.3, 20)], "the earlier of equal ones first"
+    assert {name: content["epoch"] for name, content in kept(tmp_path).items()} == {
+        "checkpoint_best_step_8.pth": 2, "checkpoint_best_step_20.pth": 5}
+    assert kept(tmp_path)["checkpoint_best_step_8.pth"]["model"]["weight"] == pytest.approx(0.3), "of the better model"
+
+    again = BestCheckpointHook(keep_top=3)
+    again.load_state_dict(through_a_file(hook.state_dict()))
+    trainer.hooks[:], trainer.step = [again], 20
+    trainer.publish_metrics({"val/mAP_50_95": 0.3})  # the last evaluation was not saved, and is made again
+    trainer.step = 24
+    trainer.publish_metrics({"val/mAP_50_95": 0.1})
+    assert again.best_steps == [(0.3, 8), (0.3, 20), (0.1, 24)] and len(again.kept_files(trainer)) == 3
+    (tmp_path / "checkpoint_best_step_20.pth").unlink()
+    assert [path.name for path in again.kept_files(trainer)] == ["checkpoint_best_step_8.pth", "checkpoint_best_step_24.pth"]
+    other = BestCheckpointHook(keep_top=2, monitor_regular="val/F1")
+    other.load_state_dict(hook.state_dict())
+    assert other.best_steps == []

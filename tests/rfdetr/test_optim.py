@@ -94,6 +94,42 @@ def test_lr_multiplier_golden(case):
         assert value == pytest.approx(golden, abs=1e-9), step
 
 
+@pytest.mark.parametrize(("options", "expected"), [
+    ({"schedule": "flat_cosine", "flat": 0.5}, [1, 1, 1, 0.75, 0.5, 0.5]),
+    ({"schedule": "flat_cosine", "flat": 0.0}, [1, 0.5 + 0.25 * (1 + 2**-0.5), 0.75, 0.5 + 0.25 * (1 - 2**-0.5), 0.5, 0.5]),
+    ({"schedule": "flat_cosine", "warmup_epochs": 1.5}, [0, 1 / 3, 2 / 3, 1, 0.5, 0.5]),  # longer than the flat part
+    ({"schedule": "polynomial", "power": 1.0}, [1, 0.875, 0.75, 0.625, 0.5, 0.5]),
+    ({"schedule": "polynomial", "power": 2.0, "warmup_epochs": 0.5}, [0, 1, 0.5 + 0.5 * (2 / 3) ** 2, 0.5 + 0.5 / 9, 0.5, 0.5]),
+    ({"schedule": "plateau", "warmup_epochs": 1.0}, [0, 0.5, 1, 1, 1, 1]),
+], ids=str)  # fmt: skip
+def test_schedules_in_four_steps_of_two_epochs(options, expected):
+    found = [lr_multiplier(step, total_steps=4, steps_per_epoch=2, min_factor=0.5, **options) for step in range(6)]
+    assert found == pytest.approx(expected)
+
+
+RULES = [{"match": "*.bias", "lr_scale": 2.0, "weight_decay": 0}, {"match": "transformer.decoder.*", "lr_scale": 0.5}]
+
+
+def test_rules_go_on_top_of_the_published_groups():
+    model = build_model(VARIANTS["pico"])
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates = dict(zip(RATES, (1e-4, 1.5e-4, 0.8, 0.7, 1e-4)))
+
+    def settings(**rules) -> dict:
+        groups = param_groups(model, **rates, **rules)
+        assert groups[0]["lr"] == 1e-4 and groups[0]["weight_decay"] == 1e-4, "what is logged as train/lr"
+        return {names[parameter]: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+
+    before, after = settings(), settings(rules=RULES)
+    assert before.keys() == after.keys()
+    for name, (rate, decay) in before.items():
+        factor = (2.0 if name.endswith(".bias") else 1.0) * (0.5 if name.startswith("transformer.decoder.") else 1.0)
+        assert after[name] == pytest.approx((rate * factor, 0.0 if name.endswith(".bias") else decay)), name
+    model.backbone.requires_grad_(False)
+    with pytest.raises(InputError, match=r"^optim\.groups: 'backbone\.\*' fits no trained parameter"):
+        param_groups(model, **rates, rules=[{"match": "backbone.*", "lr_scale": 2.0}])
+
+
 def test_unknown_schedule_is_refused():
     with pytest.raises(InputError, match="'linear'.*step, cosine"):
         lr_multiplier(0, schedule="linear", total_steps=10, steps_per_epoch=5)

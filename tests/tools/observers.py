@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from engine import Hook, Trainer
 from engine.watch import watching
-from hooks import BestCheckpointHook, COCOEvalHook, DropPathHook, EarlyStopHook, EMAHook
+from hooks import BestCheckpointHook, COCOEvalHook, DropPathHook, EarlyStopHook, EMAHook, EvalLossHook
 from rfdetr.build import build_criterion, build_model
 from rfdetr.data.samplers import TrainBatchSampler
 from rfdetr.training import build_trainer, train
@@ -35,6 +35,7 @@ from rfdetr.training.assemble import build_lr_scheduler, build_optimizer
 from rfdetr.training.command_line import ExitCode
 from rfdetr.training.commands import fit
 from rfdetr.training.config import RunConfig
+from rfdetr.training.memory import WorstStep
 from rfdetr.training.parsing import plain_dict
 
 CLOCKS = ("train/images_per_s", "train/data_wait")
@@ -208,6 +209,13 @@ def compiled_blocks(config: RunConfig) -> int:
     return sum(block._compiled_call_impl is not None for block in build_trainer(config).unwrapped_model.blocks)
 
 
+def steps_tried(config: RunConfig) -> int:
+    """How many steps are tried before a run."""
+    with patch.object(WorstStep, "_run", return_value=1) as run:
+        build_trainer(config)
+    return run.call_count
+
+
 def is_deterministic(config: RunConfig) -> bool:
     build_trainer(config)
     return torch.are_deterministic_algorithms_enabled()
@@ -344,7 +352,7 @@ def metrics(config: RunConfig) -> dict[str, float]:
     """What an evaluation at the start of a run publishes."""
     trainer = build_trainer(config)
     coco_eval = next(hook for hook in trainer.hooks if isinstance(hook, COCOEvalHook))
-    trainer.hooks[:] = []
+    trainer.hooks[:] = [hook for hook in trainer.hooks if isinstance(hook, EvalLossHook)]
     trainer.eval_models["ema"] = copy.deepcopy(trainer.unwrapped_model)
     return coco_eval.evaluate_and_publish(trainer)
 

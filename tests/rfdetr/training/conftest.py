@@ -20,7 +20,8 @@ def data(tmp_path_factory) -> str:
             pixels = np.full((64, 64, 3), 40 * image["id"], dtype=np.uint8)
             pixels[10:40, 10:50] = 240
             Image.fromarray(pixels).save(root / split / image["file_name"])
-        annotations = [{"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 40, 30], "area": 1200} for n in range(4)]
+        annotations = [{"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 40, 30], "area": 1200,
+                        "segmentation": [[10, 10, 50, 10, 50, 40, 10, 40]]} for n in range(4)]
         content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
         (root / split / "_annotations.coco.json").write_text(json.dumps(content))
     return str(root)

@@ -14,7 +14,9 @@ from rfdetr.training import (
     DetectorConfig,
     EarlyStoppingConfig,
     EMAConfig,
+    EvalConfig,
     LogConfig,
+    OptimConfig,
     RunConfig,
     TrainConfig,
     build_trainer,
@@ -44,6 +46,8 @@ def config(data, tmp_path, monkeypatch):
             "model": DetectorConfig(variant="pico", resolution=64, num_queries=10, group_detr=2),
             "data": DataConfig(dataset_dir=data, batch_size=2, num_workers=0, multi_scale=False, augment="none"),
             "train": TrainConfig(epochs=1, device="cpu", output_dir=str(tmp_path / "run")),
+            "optim": OptimConfig(schedule="plateau"),
+            "eval": EvalConfig(loss=True),
             "early_stopping": EarlyStoppingConfig(enabled=True, patience=7),
             "log": LogConfig(tensorboard=False, plots=True, progress=True),
         }
