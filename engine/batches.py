@@ -55,11 +55,15 @@ class BatchStream:
 
     A batch sampler (or sampler) with ``set_epoch(epoch, start_batch=0)`` starts there at once. One with ``set_epoch(epoch)``
     alone, or none at all, is iterated and its first batches are thrown away.
+
+    Args:
+        host_targets: leave the targets on the host, for a criterion that copies what it needs in one piece.
     """
 
-    def __init__(self, train_loader: Iterable, device: torch.device) -> None:
+    def __init__(self, train_loader: Iterable, device: torch.device, *, host_targets: bool = False) -> None:
         self.train_loader = train_loader
         self.device = device
+        self.host_targets = host_targets
         self.seconds = 0.0  # waited for batches, in all
         self.is_waiting = False
         self._batches: Iterator[Any] = iter(())
@@ -85,6 +89,8 @@ class BatchStream:
         self.seconds += time.perf_counter() - started
         if len(window) < size:
             raise RuntimeError(f"the train loader ended early: its len() is {len(self.train_loader)} batches")
+        if self.host_targets:
+            return [(to_device(samples, self.device), targets) for samples, targets in window]
         return [to_device(batch, self.device) for batch in window]
 
     def _set_epoch(self, epoch: int, start_batch: int) -> int:

@@ -51,7 +51,8 @@ class Trainer:
         model: called as ``model(samples, targets)``; in several processes it is wrapped in DDP, unless `engine.sharding` has
             sharded it (`engine/parallel.py`).
         criterion: called as ``criterion(outputs, targets)``; returns a dict of losses. The loss is the sum of
-            ``criterion.weight_dict[k] * losses[k]`` over the keys in both, or the plain sum without a `weight_dict`.
+            ``criterion.weight_dict[k] * losses[k]`` over the keys in both, or the plain sum without a `weight_dict`. Targets are
+            on the device, unless its attribute `host_targets` is true.
         train_loader: has a length; yields ``(samples, targets)``, where samples have ``.to``. Its batch sampler may offer
             ``set_epoch(epoch, start_batch=0)``, which makes a resume start at once.
         max_epochs: passes over the loader; `train` returns when `epoch` reaches it.
@@ -125,7 +126,7 @@ class Trainer:
         self.eval_models = EvalModels(regular=self._parallel.eval_model)
         self.stop_reason: str | None = None
         self.interrupted = False  # stopped from outside, with work left to do
-        self._batches = BatchStream(train_loader, self.device)
+        self._batches = BatchStream(train_loader, self.device, host_targets=getattr(criterion, "host_targets", False))
         self._optimizer_state = OptimizerState(optimizer, lr_scheduler, self._parallel)
         self._bad_steps = BadStepCounter(self.device, max_bad_steps, self.output_dir / BAD_STEPS)
         self._wish: str | None = None  # why this rank has to stop; the others are told at the next batch

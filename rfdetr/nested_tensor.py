@@ -29,7 +29,7 @@ class NestedTensor:
     def __getitem__(self, images: slice) -> "NestedTensor":
         """Return some images of the batch."""
         mask = None if self.mask is None else self.mask[images]
-        return NestedTensor(self.tensors[images], mask, has_padding=self.has_padding)
+        return type(self)(self.tensors[images], mask, has_padding=self.has_padding)
 
     def to(self, device: torch.device | str, non_blocking: bool = False,
            dtype: torch.dtype | None = None) -> "NestedTensor":
@@ -41,7 +41,7 @@ class NestedTensor:
     def pin_memory(self) -> "NestedTensor":
         """Copy to page-locked memory (the DataLoader calls this)."""
         mask = None if self.mask is None else self.mask.pin_memory()
-        return NestedTensor(self.tensors.pin_memory(), mask, has_padding=self.has_padding)
+        return type(self)(self.tensors.pin_memory(), mask, has_padding=self.has_padding)
 
     def __len__(self) -> int:
         return self.tensors.shape[0]
@@ -74,8 +74,7 @@ def pad_images(images: Sequence[Tensor], size_divisor: int = 1, min_size: tuple[
     width = _round_up(max(min_size[1], *(image.shape[-1] for image in images)), size_divisor)
     batch_size, channels = len(images), images[0].shape[0]
     if all(image.shape[-2:] == (height, width) for image in images):
-        mask = torch.zeros(batch_size, height, width, dtype=torch.bool, device=images[0].device)
-        return NestedTensor(torch.stack(tuple(images)), mask, has_padding=False)
+        return NestedTensor(torch.stack(tuple(images)))
     tensors = images[0].new_zeros(batch_size, channels, height, width)
     mask = torch.ones(batch_size, height, width, dtype=torch.bool, device=tensors.device)
     for index, image in enumerate(images):

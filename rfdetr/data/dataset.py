@@ -1,7 +1,7 @@
 """The data set: images and targets of one split, made ready for the model at access."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rfdetr.data.annotations import Annotations
-from rfdetr.data.images import MAX_PIXELS, ImageError, fit_size, normalize, preprocess, read_image, resize, to_float
+from rfdetr.data.images import MAX_PIXELS, ImageError, fit_size, normalize, read_image, resize, to_bytes, to_float, to_pixels
 from rfdetr.data.label_map import LabelMap
 from rfdetr.data.mixing import Cell, Mixing, covering
 from rfdetr.data.recipes import Recipe
@@ -115,14 +115,22 @@ class DetectionDataset(Dataset):
         return int(self._annotations.image_ids[index])
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels, target = self._sample(key)
+        return normalize(to_float(pixels)), target
+
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Return samples as DataLoader asks for them: with the image as (3, H, W) uint8, see `PixelBatch`."""
+        return [self._sample(key) for key in keys]
+
+    def _sample(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
         if isinstance(key, SampleKey) and key.size is None:
             key = key._replace(size=self.image_size)
         try:
             if not isinstance(key, SampleKey):
                 target = self._plain_target(index := range(len(self))[key])
-                return preprocess(self._read(index), tuple(target["size"].tolist())), target
+                return to_pixels(self._read(index), tuple(target["size"].tolist())), target
             scene = self._mixed(key)
-            return normalize(scene.pixels), self._train_target(key, scene)
+            return to_bytes(scene.pixels), self._train_target(key, scene)
         except ImageError as error:
             if self.on_bad_image == "fail":
                 raise
@@ -131,7 +139,7 @@ class DetectionDataset(Dataset):
     def sample_bytes(self, size: tuple[int, int] | None = None) -> float:
         """Return about how much memory a sample takes, for training at `size` (H, W), or for evaluation."""
         height, width = size or self.image_size
-        num_bytes = height * width * (3 * 4 + 1)  # float32, and the mask of the padding
+        num_bytes = height * width * (3 if self.letterbox is None else 4)  # and the mask of the padding
         if self.with_masks:
             pixels = height * width if size else self._annotations.image_sizes.prod(axis=1)
             num_pictures = self.mixing.num_pictures if size and self.mixing else 1
@@ -204,7 +212,7 @@ class DetectionDataset(Dataset):
         seed = int(key.generator().integers(2**62))
         scene = apply_transforms(transform, pixels, self._annotations.boxes[rows], labels, masks, seed)
         size = self._shown_size(*scene.size, key, cell)
-        pixels = scene.pixels if scene.pixels.dtype == torch.uint8 else (scene.pixels * 255).round().clamp(0, 255).byte()
+        pixels = scene.pixels if scene.pixels.dtype == torch.uint8 else to_bytes(scene.pixels)
         if (masks := scene.masks) is not None:
             masks = F.resize(masks, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
         return scene._replace(pixels=to_float(resize(pixels, size)), masks=masks)
@@ -213,12 +221,12 @@ class DetectionDataset(Dataset):
         """Make the sample in place of one whose picture is bad."""
         if isinstance(key, SampleKey):
             masks = torch.zeros(0, *key.size, dtype=torch.bool) if self.with_masks else None
-            pixels = to_float(torch.full((3, *key.size), GREY, dtype=torch.uint8))
+            pixels = torch.full((3, *key.size), GREY, dtype=torch.uint8)
             target = self._train_target(key, Scene(pixels, *self._objects(self._rows(key.index)[:0], np.zeros((0, 4)), masks)))
         else:
             target = self._plain_target(range(len(self))[key])
-            pixels = to_float(torch.full((3, *target["size"].tolist()), GREY, dtype=torch.uint8))
-        return normalize(pixels), {**target, "bad_image": message}
+            pixels = torch.full((3, *target["size"].tolist()), GREY, dtype=torch.uint8)
+        return pixels, {**target, "bad_image": message}
 
     def _objects(self, rows: np.ndarray, boxes: np.ndarray, masks: Tensor | None) -> tuple:
         """Return what a `Scene` has beside its pixels."""

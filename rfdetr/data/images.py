@@ -41,8 +41,6 @@ TURNS = {
 REPLACE = "replace the file, or take it out of the annotations"
 FIRST_BYTES = 16  # of what is not a picture, shown in the message
 
-_MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
-_STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 logger = logging.getLogger(__name__)
 
@@ -190,14 +188,19 @@ def preprocess(image: Image.Image | np.ndarray | Tensor, size: tuple[int, int], 
     Returns:
         (3, H, W) float32, normalised with ImageNet's mean and standard deviation.
     """
+    if antialias:
+        return normalize(to_float(to_pixels(image, size)))
+    return normalize(F.resize(to_float(to_pixels(image)), list(size), antialias=False))
+
+
+def to_pixels(image: Image.Image | np.ndarray | Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    """Return a picture as `preprocess` takes it as (3, h, w) uint8, or resized to (H, W)."""
     pixels = _to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
     if isinstance(image, np.ndarray) and image.ndim == 3:
         pixels = pixels.permute(2, 0, 1)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
         raise InputError(f"preprocess: expected RGB uint8 pixels, got {pixels.dtype} of shape {tuple(pixels.shape)}")
-    if antialias:
-        return normalize(to_float(resize(pixels, size)))
-    return normalize(F.resize(to_float(pixels), list(size), antialias=False))
+    return pixels if size is None else resize(pixels, size)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -225,9 +228,21 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.contiguous().float().div_(255)
 
 
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Round 0..1 to uint8 0..255."""
+    return (pixels * 255).round_().clamp_(0, 255).byte()
+
+
 def normalize(pixels: Tensor) -> Tensor:
-    """Subtract ImageNet's mean from (3, h, w) in 0..1 and divide by its standard deviation, in place."""
-    return pixels.sub_(_MEAN).div_(_STD)
+    """Subtract ImageNet's mean from (..., 3, h, w) in 0..1 and divide by its standard deviation, in place."""
+    mean, std = _mean_and_std(pixels.device)
+    return pixels.sub_(mean).div_(std)
+
+
+@lru_cache  # on a GPU the numbers would be waited for, batch by batch
+def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(values).view(3, 1, 1).to(device) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

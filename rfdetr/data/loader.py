@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from rfdetr.data.dataset import DetectionDataset
+from rfdetr.data.pixel_batch import PixelBatch
 from rfdetr.data.samplers import EvalSampler, SampleKey, TrainBatchSampler
 from rfdetr.data.shared_memory import free_shared_memory
 from rfdetr.errors import InputError
@@ -86,7 +87,9 @@ def eval_loader(
 
 
 class DetectionLoader(DataLoader):
-    """A DataLoader of `(NestedTensor, targets)` that leaves the global random state alone and passes on errors in plain words.
+    """A DataLoader that leaves the global random state alone and passes on errors in plain words.
+
+    It yields `(PixelBatch, targets)`; where the data set gives normalised images, a NestedTensor in place of the PixelBatch.
 
     Args:
         skip_bad_images: leave out the samples of pictures that cannot be read, where the data set gives any (on_bad_image), so
@@ -246,12 +249,15 @@ def _collate(
     if skip_bad_images:
         batch = [sample for sample, message in zip(batch, messages) if message is None] or batch[:1]
     samples, targets = collate(batch, size_divisor)
+    if samples.dtype == torch.uint8:
+        samples = PixelBatch(samples.tensors, samples.mask, has_padding=samples.has_padding)
     for target in targets:
         if "masks" in target:  # one without a pixel is no mask, or none that this view shows
             target["has_mask"] = target["masks"].flatten(1).any(1)
     targets = [{name: value if name == "masks" else value.numpy() for name, value in target.items()} for target in targets]
     if get_worker_info() is not None:
-        _share([samples.tensors, samples.mask, *(target["masks"] for target in targets if "masks" in target)])
+        masks = [samples.mask, *(target.get("masks") for target in targets)]
+        _share([samples.tensors, *(mask for mask in masks if mask is not None)])
     return samples, targets, messages
 
 

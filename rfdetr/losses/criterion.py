@@ -24,6 +24,8 @@ class SetCriterion(nn.Module):
     The total loss is the sum of ``weight_dict[name] * losses[name]`` over the names in both.
     """
 
+    host_targets = True  # a batch's targets are copied in two pieces, and not in several for each image
+
     def __init__(
         self,
         matcher: HungarianMatcher,

@@ -16,9 +16,12 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a host array without waiting for what the device is doing."""
-    return torch.from_numpy(array).to(device, non_blocking=True)
+def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """Copy an array or tensor of the host without waiting for what the device is doing."""
+    values = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def layer_sums(values: Tensor, query_counts: Sequence[int]) -> Tensor:
@@ -72,13 +75,13 @@ class FlatTargets:
         wants_masks = stacked.masks is not None and all("masks" in target for target in targets)
         masks = has_mask = None
         if wants_masks:
-            masks = _join_masks([target["masks"] for target in targets]).to(stacked.device, non_blocking=True)
+            masks = to_device(_join_masks([target["masks"] for target in targets]), stacked.device)
             has_mask = [target.get("has_mask", torch.ones_like(target["labels"], dtype=torch.bool)) for target in targets]
-            has_mask = torch.cat(has_mask).to(stacked.device, non_blocking=True)
+            has_mask = to_device(torch.cat(has_mask), stacked.device)
         boxes = torch.cat([target["boxes"] for target in targets])
         return cls(
-            boxes=boxes.to(stacked.device, stacked.boxes.dtype, non_blocking=True),
-            labels=labels.to(stacked.device, non_blocking=True),
+            boxes=to_device(boxes.to(stacked.boxes.dtype), stacked.device),
+            labels=to_device(labels, stacked.device),
             host_labels=labels.numpy() if labels.device.type == "cpu" else None,
             sizes=[len(target["labels"]) for target in targets],
             masks=masks,

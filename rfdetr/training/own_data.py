@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from rfdetr.config import ModelConfig
-from rfdetr.data import DetectionDataset, LabelMap, SampleKey, preprocess
-from rfdetr.data.images import fit_size
+from rfdetr.data import DetectionDataset, LabelMap, SampleKey
+from rfdetr.data.images import fit_size, normalize, to_float, to_pixels
 from rfdetr.data.transforms import seeded_globals
 from rfdetr.errors import InputError
 
@@ -61,6 +61,14 @@ class OwnDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
+        image, target = self._keyed(key)
+        return normalize(to_float(image)) if image.dtype == torch.uint8 else image, target
+
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Return samples as DataLoader asks for them: with images that are not normalised yet as uint8, see `PixelBatch`."""
+        return [self._keyed(key) for key in keys]
+
+    def _keyed(self, key: SampleKey | int) -> tuple[Tensor, dict[str, Tensor]]:
         if not isinstance(key, SampleKey):
             return self._sample(range(len(self))[key], self.image_size)
         with seeded_globals(int(key.generator().integers(2**62))):
@@ -83,7 +91,7 @@ class OwnDataset(Dataset):
             raise InputError(f"{self._place(index)}: the target must be a dict with boxes and labels")
         orig_size = _size_of(image)
         is_ready = isinstance(image, Tensor) and image.is_floating_point()
-        ready = image if is_ready else preprocess(image, fit_size(*orig_size, size, self.letterbox))
+        ready = image if is_ready else to_pixels(image, fit_size(*orig_size, size, self.letterbox))
         return ready, self._target(index, target, orig_size, tuple(ready.shape[-2:]), None if is_ready else size)
 
     def _target(

@@ -99,6 +99,7 @@ def test_a_step_stays_on_the_gpu_and_waits_for_the_costs_alone(variant, loss, mo
     model = build_model(small_config(variant))
     criterion = build_criterion(small_config(variant), LossConfig(cls=loss)).train()
     copied = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda costs: copied.append(costs) or costs)
     monkeypatch.setattr(torch.Tensor, "numpy", lambda costs: np.random.default_rng(0).random(costs.shape))
     with FakeTensorMode():

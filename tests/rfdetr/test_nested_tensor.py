@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from rfdetr.data import preprocess
+from rfdetr.data.pixel_batch import PixelBatch
 from rfdetr.errors import InputError
 from rfdetr.nested_tensor import NestedTensor, collate
 
@@ -32,15 +34,27 @@ def test_the_size_is_rounded_up_to_the_divisor():
 def test_equal_sizes_need_no_padding():
     samples, _ = collate([(torch.randn(3, 32, 64), {})] * 2, size_divisor=32)
     assert samples.shape == (2, 3, 32, 64)
-    assert not samples.has_padding and not samples.mask.any()
+    assert not samples.has_padding and samples.mask is None
 
 
 def test_to_converts_images_only_and_keeps_the_promise():
     samples, _ = collate([(torch.randn(3, 8, 8), {})])
     moved = samples.to("cpu", non_blocking=True, dtype=torch.float64)
-    assert moved.dtype == torch.float64 and moved.mask.dtype == torch.bool
-    assert moved.device.type == "cpu" and not moved.has_padding
-    assert NestedTensor(samples.tensors, samples.mask).to("cpu").has_padding
+    assert moved.dtype == torch.float64 and moved.device.type == "cpu" and not moved.has_padding
+    padded = NestedTensor(samples.tensors, torch.ones(1, 8, 8, dtype=torch.bool)).to("cpu", dtype=torch.float64)
+    assert padded.has_padding and padded.mask.dtype == torch.bool
+
+
+def test_bytes_are_normalised_where_they_arrive():
+    pixels = torch.randint(256, (2, 3, 8, 6), dtype=torch.uint8)
+    mask = torch.zeros(2, 8, 6, dtype=torch.bool)
+    mask[1, 5:] = True
+    batch = PixelBatch(pixels, mask)
+    moved = batch.to("cpu")
+    assert type(moved) is NestedTensor and moved.dtype == torch.float32 and batch.dtype == torch.uint8
+    expected = torch.stack([preprocess(image, (8, 6)) for image in pixels])
+    assert torch.equal(moved.tensors, expected.masked_fill(mask[:, None], 0)) and moved.has_padding
+    assert type(batch[:1]) is PixelBatch
 
 
 def test_no_mask_is_no_padding():

@@ -144,7 +144,7 @@ def test_one_white_level_for_all_splits(folder, caplog):
     val = open_dataset(folder, "val", training=False, image_size=(20, 30), label_map=train.label_map)
     assert val.white_level == 4095
     loader = eval_loader(val, batch_size=1, num_workers=1)
-    _, second, *_ = [samples.tensors[0] for samples, _ in loader]
+    _, second, *_ = [samples.to("cpu").tensors[0] for samples, _ in loader]
     shades = (second * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) * 255
     np.testing.assert_allclose(shades[0], (GREY // 8) / 4095 * 255, atol=HALF)
 

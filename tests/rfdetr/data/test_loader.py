@@ -34,7 +34,7 @@ def flat(batches) -> list[torch.Tensor]:
     """All tensors of some batches, in order."""
     tensors = []
     for samples, targets in batches:
-        tensors += [samples.tensors, samples.mask, *(value for target in targets for value in target.values())]
+        tensors += [samples.tensors, *(value for target in targets for value in target.values())]
     return tensors
 
 
@@ -48,7 +48,7 @@ def test_batches(folder):
     batches = list(make_loader(folder, with_masks=True))
     assert len(batches) == 6
     for samples, targets in batches:
-        assert isinstance(samples, NestedTensor) and samples.tensors.shape[:3] == (2, 3, 32) and not samples.mask.any()
+        assert isinstance(samples, NestedTensor) and samples.tensors.shape[:3] == (2, 3, 32) and samples.mask is None
         assert all(isinstance(value, torch.Tensor) for target in targets for value in target.values())
         assert targets[0]["masks"].dtype == torch.bool and targets[0]["boxes"].dtype == torch.float32
     assert len({samples.tensors.shape for samples, _ in batches}) == 2
@@ -283,7 +283,7 @@ def test_what_a_transform_raises_is_not_taken_for_the_loader(folder):
 @pytest.mark.parametrize("with_masks", [True, False])
 def test_shared_memory_is_compared_before_training(folder, monkeypatch, with_masks):
     """Two workers with two batches each in advance and two in use, of two pictures at the largest scale."""
-    num_bytes = 32 * 48 * (13 + with_masks) * 2 * (2 * 2 + 2)
+    num_bytes = 32 * 48 * (3 + with_masks) * 2 * (2 * 2 + 2)
     options = {"num_workers": 2, "with_masks": with_masks}
     monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: num_bytes)
     make_loader(folder, **options)
@@ -299,7 +299,7 @@ def test_a_whole_window_is_made_in_advance_where_it_fits(folder, monkeypatch, ca
     options = {"num_workers": 2, "grad_accum_steps": 16, "batch_size": 1}
     assert make_loader(folder, **options).prefetch_factor == 8
     assert make_loader(folder, **options, prefetch_factor=9).prefetch_factor == 9
-    monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: 32 * 48 * 13 * (2 * 2 + 2))
+    monkeypatch.setattr("rfdetr.data.loader.free_shared_memory", lambda: 32 * 48 * 3 * (2 * 2 + 2))
     assert make_loader(folder, **options).prefetch_factor == 2
     assert "train.grad_accum_steps: the 16 batches of a step do not fit into shared memory" in caplog.text
 
@@ -317,7 +317,8 @@ def test_collate_golden(case):
     images = [(torch.ones(3, *shape), {}) for shape in case["shapes"]]
     samples, _ = collate(images, case["block_size"] or 1)
     assert list(samples.tensors.shape) == case["out"]
-    assert (~samples.mask).sum(dim=(1, 2)).tolist() == case["valid_pixels"]
+    mask = torch.zeros_like(samples.tensors[:, 0], dtype=torch.bool) if samples.mask is None else samples.mask
+    assert (~mask).sum(dim=(1, 2)).tolist() == case["valid_pixels"]
     assert samples.tensors.sum(dim=(1, 2, 3)).tolist() == case["image_sums"]
     assert samples.has_padding == (not case["no_padding"])
 

@@ -58,7 +58,7 @@ def flat(value) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if hasattr(value, "tensors"):
-        return [value.tensors, value.mask]
+        return [value.tensors]
     return [tensor for part in (value.values() if isinstance(value, dict) else value) for tensor in flat(part)]
 
 
