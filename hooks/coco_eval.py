@@ -72,24 +72,26 @@ class COCOEvalHook(Hook):
     def evaluate_and_publish(self, trainer: Trainer) -> dict[str, float]:
         """Evaluate now, hand the metrics to all hooks, and return them. Every rank must call it."""
         models = {name: trainer.eval_models[name] for name in self.models if name in trainer.eval_models}
-        published = self.measure(trainer, models)
+        published = self.measure(trainer, models, self.sets)
         self._evaluated_at = (trainer.epoch, trainer.epoch_step)
         trainer.publish_metrics(published)
         return published
 
-    def measure(self, trainer: Trainer, models: dict[str, nn.Module]) -> dict[str, float]:
+    def measure(
+        self, trainer: Trainer, models: Mapping[str, nn.Module], sets: Mapping[str, Iterable] = {}
+    ) -> dict[str, float]:
         """Evaluate any models, and return the metrics under the names they would be published by. Every rank must call it."""
         self.last_metrics = {}  # the images of an evaluation take memory: let go of the old ones first
         for name in models:
             for hook in trainer.hooks:
                 hook.before_eval(trainer, name)
         published = {}
-        for split, data_loader in {**self.sets, self.split: self.data_loader}.items():  # the last one's metrics stay for plots
+        for split, data_loader in {**sets, self.split: self.data_loader}.items():  # the last one's metrics stay for plots
             found = {}
             for name, values in self._evaluate(trainer, models, data_loader).items():
                 prefix = f"{split}/" if name == "regular" else f"{split}/{name}_"
-                extra = measured(trainer, name) if data_loader is self.data_loader else {}
-                found |= {prefix + key: value for key, value in {**values, **extra}.items()}
+                values = {**values, **measured(trainer, name)} if data_loader is self.data_loader else values
+                found |= {prefix + key: value for key, value in values.items()}
             published = found | published
         return published
 

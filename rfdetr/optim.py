@@ -6,7 +6,6 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from rfdetr.errors import InputError
+from rfdetr.models.freeze import find_parameters
 from rfdetr.schedules import SCHEDULES, lr_multiplier, schedule_arguments
 
 ENCODER_PREFIX = "backbone.encoder."
@@ -39,9 +39,9 @@ def param_groups(
 
     Args:
         rules: ``{"match": pattern, "lr_scale": factor, "weight_decay": value}``, on top of these, for the parameters that the
-            pattern fits; see `fitting`. Where several fit, the factors are multiplied and the last weight decay holds.
+            pattern fits (`find_parameters`). Where several fit, the factors are multiplied and the last weight decay holds.
     """
-    ruled = [(fitting(model, rule["match"], trained=True), rule) for rule in rules]
+    ruled = [(set(find_parameters(model, rule["match"], "optim.groups")), rule) for rule in rules]
     depth = model.backbone.out_feature_indexes[-1] + 1  # the published count, one too many for most variants
     parts: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {
         "other": {(lr, weight_decay): []}, "encoder": {}, "decoder": {}
@@ -67,21 +67,6 @@ def param_groups(
         for key, parameters in part.items():
             groups.setdefault(key, []).extend(parameters)
     return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items() if found]
-
-
-def fitting(model: nn.Module, pattern: str, *, trained: bool = False) -> set[str]:
-    """Return the names of the parameters, or of the trained ones, that a pattern of `optim.groups` fits, as in file names.
-
-    Raises:
-        InputError: it fits none.
-    """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad or not trained]
-    found = {name for name in names if fnmatchcase(name, pattern)}
-    if not found:
-        close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
-        raise InputError(f"optim.groups: {pattern!r} fits no {'trained ' if trained else ''}parameter of the model"
-                         f"{f'; one is called {close[0]}' if close else ''}")
-    return found
 
 
 def _layers_above(name: str, depth: int) -> int:

@@ -19,8 +19,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     take no part in either.
 
     Args:
-        patterns: names of modules or parameters, as in ``model.named_parameters()``; a module stands for all that is in it,
-            and ``*``, ``?``, ``[...]`` work as in file names: "backbone.encoder", "transformer.decoder.layers.0", "*.bias".
+        patterns: see `find_parameters`.
 
     Raises:
         InputError: a pattern fits nothing, or nothing is left to train.
@@ -28,10 +27,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     parameters = dict(model.named_parameters())
     frozen: set[str] = set()
     for pattern in patterns:
-        found = [name for name in parameters if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
-        if not found:
-            raise InputError(f"model.freeze: {pattern!r} fits no part of the model{_nearest(pattern, model)}")
-        frozen.update(found)
+        frozen.update(find_parameters(model, pattern, "model.freeze"))
     for name in frozen:
         parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
@@ -40,6 +36,22 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         numbers = sum(parameters[name].numel() for name in frozen)
         logger.info("frozen: %d of %d tensors, %.1f million parameters", len(frozen), len(parameters), numbers / 1e6)
     return sorted(frozen)
+
+
+def find_parameters(model: nn.Module, pattern: str, option: str) -> list[str]:
+    """Return the names of the parameters that a pattern of an option fits.
+
+    Args:
+        pattern: name of modules or parameters, as in ``model.named_parameters()``; a module stands for all that is in it, and
+            ``*``, ``?``, ``[...]`` work as in file names: "backbone.encoder", "transformer.decoder.layers.0", "*.bias".
+
+    Raises:
+        InputError: it fits none.
+    """
+    found = [name for name, _ in model.named_parameters() if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
+    if not found:
+        raise InputError(f"{option}: {pattern!r} fits no part of the model{_nearest(pattern, model)}")
+    return found
 
 
 def _nearest(pattern: str, model: nn.Module) -> str:

@@ -21,6 +21,7 @@ from rfdetr.build import build_criterion, build_model
 from rfdetr.data.recipes import find_recipe
 from rfdetr.data.transforms import make_transforms
 from rfdetr.errors import InputError
+from rfdetr.models.freeze import find_parameters
 from rfdetr.schedules import SCHEDULES
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
@@ -120,13 +121,13 @@ def check_before_data(
     optim.optimizer_class(config.optim.optimizer)
     if config.optim.schedule not in SCHEDULES:
         optim.scheduler_class(config.optim.schedule)
-    for name in config.eval.sets:
-        eval_set(config, name)
     if config.optim.groups and own_model is None:
         with torch.device("meta"):  # names alone
             model = build_model(config.model.architecture())
         for group in config.optim.groups:
-            optim.fitting(model, group["match"])
+            find_parameters(model, group["match"], "optim.groups")
+    for name in config.eval.sets:
+        eval_set(config, name)
     wishes = user_wishes(config.hooks, hooks)
     check_followed(config, wishes, own_criterion)
     build_writers(config)  # for a logger that is not installed

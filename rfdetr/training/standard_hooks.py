@@ -256,7 +256,8 @@ def check_metrics(config: RunConfig, class_names: Sequence[str] | None = None) -
               if config.eval.per_class]
     known += ["loss", *build_criterion(architecture).weight_dict] if config.eval.loss else []
     models = {"regular": config.eval.models != "ema", "ema_": config.eval.models != "regular" and config.ema.enabled}
-    whole = [f"val/{model.removeprefix('regular')}{name}" for model, is_there in models.items() for name in known if is_there]
+    whole = [f"{split}/{model.removeprefix('regular')}{name}" for split in ("val", *config.eval.sets)
+             for model, is_there in models.items() for name in known if is_there and (split == "val" or direction(name) > 0)]
     followed = [("eval.monitor", config.monitor, known)]
     if config.optim.schedule == "plateau":
         followed.append(("optim.schedule_args: metric", _plateau(config)["metric"], whole))

@@ -41,7 +41,7 @@ REFUSED = [
      r"^optim\.schedule_args: metric: 'val/ema_F1' is not measured"),
     ((*SCHEDULE, "plateau", *ARGUMENTS, '{"metric": "val/loss"}'),
      r"^optim\.schedule_args: metric: 'val/loss' is not measured; set eval\.loss to true"),
-    (("--optim.groups", '[{"match": "*.biass", "lr_scale": 2.0}]'), r"^optim\.groups: '\*\.biass' fits no parameter .*bias"),
+    (("--optim.groups", '[{"match": "*.biass", "lr_scale": 2.0}]'), r"^optim\.groups: '\*\.biass' fits no part of the model"),
     (("--optim.groups", '[{"match": "*.bias"}]'), r"^optim\.groups: .* it must be a list of \{match: pattern\} with lr_scale"),
     (("--optim.groups", '[{"match": "*.bias", "lr": 2.0}]'), r"^optim\.groups: "),
     (("--train.keep_top", "1"), r"^train\.keep_top: 1 is not possible; it must be 0, or 2 or more"),

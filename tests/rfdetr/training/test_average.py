@@ -16,8 +16,8 @@ measure = COCOEvalHook.measure
     (2.0, "pico", None), (-2.0, "pico", None), (float("nan"), "pico", None), (2.0, "pico_seg", None), (-2.0, "pico", "loss"),
 ])  # fmt: skip
 def test_it_is_used_where_it_is_better(small, tmp_path, monkeypatch, score, variant, monitor):
-    def rigged(hook, trainer, models):
-        found = measure(hook, trainer, models)
+    def rigged(hook, trainer, models, sets=()):
+        found = measure(hook, trainer, models, dict(sets))
         return {name: score if name.startswith("val/average_") else value for name, value in found.items()}
 
     monkeypatch.setattr(COCOEvalHook, "measure", rigged)
