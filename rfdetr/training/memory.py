@@ -136,6 +136,7 @@ class WorstStep:
 
         with preserved_rng(self.device):
             samples, targets = self._batch(batch_size)
+            targets = targets if getattr(criterion, "host_targets", False) else to_device(targets, self.device)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 with autocast(self.device, self.precision):
                     outputs = model(samples, targets)
@@ -153,7 +154,7 @@ class WorstStep:
             targets.append({"boxes": torch.rand(count, 4) * 0.5 + 0.25, "labels": torch.zeros(count, dtype=torch.int64)})
             if self.with_masks:
                 targets[-1]["masks"] = torch.zeros(count, *self.size, dtype=torch.bool)
-        return NestedTensor(samples, samples.new_zeros(batch_size, *self.size, dtype=torch.bool)), to_device(targets, self.device)
+        return NestedTensor(samples, samples.new_zeros(batch_size, *self.size, dtype=torch.bool)), targets
 
 
 def explain(error: RuntimeError, trainer: Trainer) -> None:
