@@ -75,10 +75,13 @@ def config(data: str, folder: Path = Path("unused"), **settings):
 
 
 def batches(run, epoch: int = 1, start_batch: int = 0) -> list[tuple]:
-    """Tensors of the batches of an epoch, from a batch on."""
+    """Normalised images, masks of the padding, and targets of the batches of an epoch, from a batch on."""
     loader = build_train_loader(run, open_run_data(run), torch.device("cpu"))
     loader.batch_sampler.set_epoch(epoch, start_batch)
-    return [(samples.tensors, samples.mask, targets) for samples, targets in loader]
+    found = [(samples.to("cpu"), targets) for samples, targets in loader]
+    none = [torch.zeros(len(samples), *samples.shape[2:], dtype=torch.bool) for samples, _ in found]
+    return [(samples.tensors, zeros if samples.mask is None else samples.mask, targets)
+            for zeros, (samples, targets) in zip(none, found)]
 
 
 def flat(found: list[tuple]) -> list[torch.Tensor]:
