@@ -1,6 +1,7 @@
 """The data of a run: the data set that its configuration names, or somebody's own, and the loaders."""
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,22 @@ def open_split(
 
 
 def _mixing(config: RunConfig) -> Mixing | None:
-    """Return how training samples are mixed, and say so; None: they are not."""
-    data = config.data
-    chances = {"mosaic": data.mosaic, "copy_paste": data.copy_paste, "mixup": data.mixup}
-    if not any(chances.values()):
-        return None
-    end_epoch = config.train.epochs - data.mix_off_epochs
-    logger.info("mixed samples: %s; until epoch %d of %d", ", ".join(f"{name} {chance:g}" for name, chance in chances.items()),
-                end_epoch, config.train.epochs)
-    return Mixing(**chances, end_epoch=end_epoch)
+    """Return how training samples are mixed; None: they are not."""
+    chances = {name: getattr(config.data, name) for name in MIXED}
+    return Mixing(**chances, end_epoch=config.train.epochs - config.data.mix_off_epochs) if any(chances.values()) else None
+
+
+def _end_mixing(config: RunConfig, dataset: DetectionDataset, steps_per_epoch: int) -> None:
+    """Say until when samples are mixed, which is earlier where `train.max_steps` ends the run."""
+    off, epochs = config.data.mix_off_epochs, config.train.epochs
+    if config.train.max_steps is not None:
+        epochs = min(epochs, math.ceil(config.train.max_steps / steps_per_epoch))
+    if off >= epochs:
+        raise InputError(f"data.mix_off_epochs: with {off} of {epochs} epochs (train.max_steps {config.train.max_steps} at "
+                         f"{steps_per_epoch} steps an epoch) nothing is mixed; make it smaller")
+    dataset.mixing = replace(dataset.mixing, end_epoch=epochs - off)
+    chances = ", ".join(f"{name} {getattr(config.data, name):g}" for name in MIXED)
+    logger.info("mixed samples: %s; until epoch %d of %d", chances, epochs - off, epochs)
 
 
 def letterbox_cell(config: DataConfig, architecture: ModelConfig) -> int | None:
@@ -207,11 +215,14 @@ def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
 def build_train_loader(config: RunConfig, data: RunData, device: torch.device) -> DetectionLoader:
     """Make the loader of this rank's share of the training batches."""
     repeats = _repeats(config.data, data.train_set) if config.data.sampling == "repeat_factor" else None
-    return train_loader(
+    loader = train_loader(
         data.train_set, batch_size=config.data.batch_size, seed=config.train.seed, grad_accum_steps=config.train.grad_accum_steps,
         sizes=train_sizes(config.data, data.architecture), repeats=repeats,
         **_loader_options(config.data, data.architecture, device),
     )
+    if _mixing(config):
+        _end_mixing(config, data.train_set, len(loader) // config.train.grad_accum_steps)
+    return loader
 
 
 def build_eval_loader(config: DataConfig, dataset: Dataset, architecture: ModelConfig, device: torch.device) -> DetectionLoader:

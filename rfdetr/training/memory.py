@@ -99,7 +99,9 @@ class WorstStep:
         self.precision = resolve_precision(config.train.precision, device)
         self.size = max(train_sizes(config.data, data.architecture) or [data.architecture.input_size], key=math.prod)
         counts = getattr(data.train_set, "object_counts", [data.architecture.num_queries])
-        self.counts, self.with_masks = sorted(map(int, counts), reverse=True), data.architecture.segmentation_head
+        mixing = getattr(data.train_set, "mixing", None)
+        counts = sorted((int(count) * (mixing.most_pictures if mixing else 1) for count in counts), reverse=True)
+        self.counts, self.with_masks = counts, data.architecture.segmentation_head
 
     def memory(self, batch_size: int) -> tuple[float, float]:
         """Return the bytes that a step takes at its peak, and those that are free without it."""
