@@ -69,12 +69,17 @@ class Findings:
         order = ("error", "warning", "info")
         return iter(sorted(self._found.values(), key=lambda finding: order.index(finding.kind.severity)))
 
-    def refuse_errors(self, source: object, *, but: Collection[str] = ()) -> None:
-        """Raise if there are errors, with all findings in one message; else log the warnings, and the errors named in `but`."""
-        if any(finding.kind.severity == "error" and finding.name not in but for finding in self):
-            lines = [f"{finding.kind.severity}: {finding}" for finding in self]
+    def refuse_errors(self, source: object, *, but: Collection[str] = (), split: str | None = None) -> None:
+        """Raise if there are errors, with all findings in one message; else log the warnings, and the errors named in `but`.
+
+        Args:
+            split: only findings of this one count.
+        """
+        counted = [finding for finding in self if split in (None, finding.split)]
+        if any(finding.kind.severity == "error" and finding.name not in but for finding in counted):
+            lines = [f"{finding.kind.severity}: {finding}" for finding in counted]
             raise InputError("\n  ".join([f"{source}: the data set cannot be trained on as it is:", *lines]))
-        for finding in self:
+        for finding in counted:
             if finding.kind.severity == "warning" or finding.name in but:
                 logger.warning("%s", finding.brief())
 

@@ -33,6 +33,11 @@ class Mixing:
         """Pictures of a sample, on average."""
         return 1 + 3 * self.mosaic + self.copy_paste + self.mixup
 
+    @property
+    def most_pictures(self) -> int:
+        """Pictures of a sample, at most."""
+        return 1 + 3 * (self.mosaic > 0) + (self.copy_paste > 0) + (self.mixup > 0)
+
     def mix(self, key: SampleKey, num_images: int, show: Show) -> Scene:
         """Make the sample of a key, whose size is set.
 

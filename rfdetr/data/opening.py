@@ -63,7 +63,7 @@ def open_dataset(
     select = partial(select_classes, wanted=classes, as_one=single_class)
     if raw is None:
         raw = _read_strictly(dataset_dir, split, on_bad_image, with_masks=with_masks, **reading)
-    raw = whole = select(raw, is_train=split == "train")
+    raw = whole = select(raw, is_train=split == "train" and not isinstance(label_map, LabelMap))
     if not isinstance(label_map, LabelMap):
         is_source = split == "train" or label_map == "coco"
         train = raw if is_source else select(_read_train(dataset_dir, split, **reading), is_train=True)

@@ -130,14 +130,16 @@ def _panels(scalars: Mapping[str, Series]) -> list[Panel]:
     """Choose what to plot of the scalars that there are."""
     terms = [tag for tag in ("loss_ce", "loss_bbox", "loss_giou", "loss_mask_ce", "loss_mask_dice") if f"train/{tag}" in scalars]
     models = {"regular": "val/", "ema": "val/ema_"}
+    losses = {"training": "train/loss", **{f"val, {name}": f"{prefix}loss" for name, prefix in models.items()}}
+    sets = {tag.partition("/")[0]: tag for tag in scalars if tag.endswith("/mAP_50_95") and not tag.startswith("val/")}
     model = "val/ema_" if "val/ema_mAP_50_95" in scalars else "val/"
     classes = [tag.removeprefix(f"{model}AP/") for tag in scalars if tag.startswith(f"{model}AP/")]
     of_model = "ema" if model == "val/ema_" else "regular"
     panels = [
-        Panel("training loss", {"loss": "train/loss"}),
+        Panel("loss", losses),
         Panel("loss terms of the last layer, unweighted", {term.removeprefix("loss_"): f"train/{term}" for term in terms}),
         Panel("learning rate", {"lr": "train/lr"}),
-        Panel("mAP 50:95", {name: f"{prefix}mAP_50_95" for name, prefix in models.items()}, unit=True),
+        Panel("mAP 50:95", {name: f"{prefix}mAP_50_95" for name, prefix in models.items()} | sets, unit=True),
         Panel("mAP 50", {name: f"{prefix}mAP_50" for name, prefix in models.items()}, unit=True),
         Panel(f"at the best threshold ({of_model})", {tag: f"{model}{tag}" for tag in ("F1", "precision", "recall")}, unit=True),
     ]

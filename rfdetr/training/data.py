@@ -1,6 +1,7 @@
 """The data of a run: the data set that its configuration names, or somebody's own, and the loaders."""
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,15 +109,22 @@ def open_split(
 
 
 def _mixing(config: RunConfig) -> Mixing | None:
-    """Return how training samples are mixed, and say so; None: they are not."""
-    data = config.data
-    chances = {"mosaic": data.mosaic, "copy_paste": data.copy_paste, "mixup": data.mixup}
-    if not any(chances.values()):
-        return None
-    end_epoch = config.train.epochs - data.mix_off_epochs
-    logger.info("mixed samples: %s; until epoch %d of %d", ", ".join(f"{name} {chance:g}" for name, chance in chances.items()),
-                end_epoch, config.train.epochs)
-    return Mixing(**chances, end_epoch=end_epoch)
+    """Return how training samples are mixed; None: they are not."""
+    chances = {name: getattr(config.data, name) for name in MIXED}
+    return Mixing(**chances, end_epoch=config.train.epochs - config.data.mix_off_epochs) if any(chances.values()) else None
+
+
+def _end_mixing(config: RunConfig, dataset: DetectionDataset, steps_per_epoch: int) -> None:
+    """Say until when samples are mixed, which is earlier where `train.max_steps` ends the run."""
+    off, epochs = config.data.mix_off_epochs, config.train.epochs
+    if config.train.max_steps is not None:
+        epochs = min(epochs, math.ceil(config.train.max_steps / steps_per_epoch))
+    if off >= epochs:
+        raise InputError(f"data.mix_off_epochs: with {off} of {epochs} epochs (train.max_steps {config.train.max_steps} at "
+                         f"{steps_per_epoch} steps an epoch) nothing is mixed; make it smaller")
+    dataset.mixing = replace(dataset.mixing, end_epoch=epochs - off)
+    chances = ", ".join(f"{name} {getattr(config.data, name):g}" for name in MIXED)
+    logger.info("mixed samples: %s; until epoch %d of %d", chances, epochs - off, epochs)
 
 
 def letterbox_cell(config: DataConfig, architecture: ModelConfig) -> int | None:
@@ -129,16 +137,20 @@ def check_splits(config: RunConfig) -> dict[str, RawSplit]:
     architecture = config.model.architecture()
     check = check_data(config.data, architecture.input_size, architecture.num_queries, quick=True,
                        with_masks=architecture.segmentation_head)
-    tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
-    tolerated += ["other_classes"] if config.data.single_class else []
-    tolerated += ["missing_image", "no_image_size"] if config.data.on_bad_image == "skip" else []
-    check.findings.refuse_errors(config.data.dataset_dir, but=tolerated)
+    check.findings.refuse_errors(config.data.dataset_dir, but=_tolerated(config.data))
     for split, when in {"val": "during training", "test": "at the end"}.items():
         if split == "val" or config.eval.run_test:
             numbers = check.statistics[split]
             logger.info("evaluated %s: the %s split, %d images with %d boxes, of %s", when, split, numbers.images, numbers.boxes,
                         check.splits[split].raw.source)
     return {name: split.raw for name, split in check.splits.items()}
+
+
+def _tolerated(config: DataConfig) -> list[str]:
+    """Return the errors of the check that this run can do with."""
+    tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
+    tolerated += ["other_classes"] if config.single_class else []
+    return tolerated + (["missing_image", "no_image_size"] if config.on_bad_image == "skip" else [])
 
 
 def check_data(config: DataConfig, input_size: tuple[int, int], num_queries: int, **options: bool) -> DatasetCheck:
@@ -154,11 +166,20 @@ def open_eval_sets(config: RunConfig, data: RunData, device: torch.device) -> di
     for name in config.eval.sets:
         found, split = eval_set(config, name)
         found = replace(found, white_level=getattr(data.train_set, "white_level", None))  # one for all splits
-        with bad_input(f"eval.sets: {name}: "):
-            dataset = open_split(found, data.architecture, split, data.label_map, training=False)
         logger.info("eval.sets: %s: evaluated is the %s split of %s", name, split, found.dataset_dir)
+        with bad_input(f"eval.sets: {name}: "):
+            raw = _check_eval_set(found, split, data.architecture) if is_main_process() else None
+            dataset = open_split(found, data.architecture, split, data.label_map, raw=raw, training=False)
         loaders[name] = build_eval_loader(config.data, dataset, data.architecture, device)
     return loaders
+
+
+def _check_eval_set(config: DataConfig, split: str, architecture: ModelConfig) -> RawSplit:
+    """Refuse now what would break or falsify an evaluation later, and return the split as read."""
+    check = check_data(config, architecture.input_size, architecture.num_queries, quick=True,
+                       with_masks=architecture.segmentation_head)
+    check.findings.refuse_errors(config.dataset_dir, but=[*_tolerated(config), "other_classes"], split=split)
+    return check.splits[split].raw
 
 
 def eval_set(config: RunConfig, name: str) -> tuple[DataConfig, str]:
@@ -194,11 +215,14 @@ def architecture_for(config: RunConfig, label_map: LabelMap) -> ModelConfig:
 def build_train_loader(config: RunConfig, data: RunData, device: torch.device) -> DetectionLoader:
     """Make the loader of this rank's share of the training batches."""
     repeats = _repeats(config.data, data.train_set) if config.data.sampling == "repeat_factor" else None
-    return train_loader(
+    loader = train_loader(
         data.train_set, batch_size=config.data.batch_size, seed=config.train.seed, grad_accum_steps=config.train.grad_accum_steps,
         sizes=train_sizes(config.data, data.architecture), repeats=repeats,
         **_loader_options(config.data, data.architecture, device),
     )
+    if _mixing(config):
+        _end_mixing(config, data.train_set, len(loader) // config.train.grad_accum_steps)
+    return loader
 
 
 def build_eval_loader(config: DataConfig, dataset: Dataset, architecture: ModelConfig, device: torch.device) -> DetectionLoader:
@@ -230,8 +254,11 @@ def class_weights(config: LossConfig, data: RunData) -> list[float] | None:
         present = np.flatnonzero(counts)
         weights[present] = counts.sum() / (len(present) * counts[present])
     else:
+        places = {name: find_names("loss.class_weights", [name], names) for name in config.class_weights}
+        if twice := [name for name in places if sum(places[name] == others for others in places.values()) > 1]:
+            raise InputError(f"loss.class_weights: {', '.join(twice)} are one class; give it one weight")
         for name, weight in config.class_weights.items():
-            weights[find_names("loss.class_weights", [name], names)] = weight
+            weights[places[name]] = weight
     logger.info("loss.class_weights: %s", ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights)))
     return weights.tolist()
 

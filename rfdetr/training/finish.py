@@ -102,8 +102,8 @@ def try_average(trainer: Trainer, model: nn.Module) -> dict[str, Any] | None:
         return None
     load_best(model, path)
     metrics = coco_eval.measure(trainer, {"average": model})
-    monitor = best.monitors["regular"].replace("/", "/average_", 1)
-    score = direction(monitor) * metrics.get(monitor, math.nan)
+    sign, monitor = direction(best.monitors["regular"]), best.monitors["regular"].replace("/", "/average_", 1)
+    score = sign * metrics.get(monitor, math.nan)
     is_better = score > max(best.best.values())
     if is_main_process():
         content["metrics"] = metrics
@@ -111,7 +111,7 @@ def try_average(trainer: Trainer, model: nn.Module) -> dict[str, Any] | None:
         is_better = is_better and all(saved)
     is_better = gather_objects(is_better)[0]
     logger.info("the mean of %s: %s %.4f, the best alone %.4f; %s", ", ".join(path.name for path in paths), monitor,
-                metrics.get(monitor, math.nan), direction(monitor) * max(best.best.values()), "used" if is_better else "not used")
+                metrics.get(monitor, math.nan), sign * max(best.best.values()), "used" if is_better else "not used")
     return {"files": [path.name for path in paths], "metrics": finite_or_none(metrics), "used": is_better}
 
 

@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 USABLE_SHARE = 0.9  # of the free memory
 WORKSPACE = 1.6  # of what a step keeps for its backward, that it takes at its peak on a CPU (measured: 1.4 to 1.55)
 NO_MEMORY = ("can't allocate memory", "out of memory")  # say a CPU's allocator, and those of devices
-PARTNERS = {"mosaic": 3, "copy_paste": 1, "mixup": 1}  # options of data by which a sample has the objects of more pictures
 SMALLER = ("make data.batch_size smaller (train.effective_batch lets the accumulation follow), or auto; or make model.resolution "
            "smaller, data.multi_scale false or model.gradient_checkpointing true")
 
@@ -100,8 +99,9 @@ class WorstStep:
         self.precision = resolve_precision(config.train.precision, device)
         self.size = max(train_sizes(config.data, data.architecture) or [data.architecture.input_size], key=math.prod)
         counts = getattr(data.train_set, "object_counts", [data.architecture.num_queries])
-        mixed = 1 + sum(more for name, more in PARTNERS.items() if getattr(config.data, name))
-        self.counts, self.with_masks = sorted((mixed * int(n) for n in counts), reverse=True), data.architecture.segmentation_head
+        mixing = getattr(data.train_set, "mixing", None)
+        counts = sorted((int(count) * (mixing.most_pictures if mixing else 1) for count in counts), reverse=True)
+        self.counts, self.with_masks = counts, data.architecture.segmentation_head
 
     def memory(self, batch_size: int) -> tuple[float, float]:
         """Return the bytes that a step takes at its peak, and those that are free without it."""

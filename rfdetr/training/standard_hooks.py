@@ -254,10 +254,11 @@ def check_metrics(config: RunConfig, class_names: Sequence[str] | None = None) -
     known = list(DetectionMetrics([], iou_types=types).compute())
     known += [f"{prefix}AP/{name}" for prefix in ("", "segm_")[: len(types)] for name in class_names or ()
               if config.eval.per_class]
-    known += ["loss", *build_criterion(architecture).weight_dict] if config.eval.loss else []
+    of_sets, losses = known, ["loss", *build_criterion(architecture).weight_dict] if config.eval.loss else []
+    known = [*known, *losses]
     models = {"regular": config.eval.models != "ema", "ema_": config.eval.models != "regular" and config.ema.enabled}
     whole = [f"{split}/{model.removeprefix('regular')}{name}" for split in ("val", *config.eval.sets)
-             for model, is_there in models.items() for name in known if is_there and (split == "val" or direction(name) > 0)]
+             for model, is_there in models.items() if is_there for name in (known if split == "val" else of_sets)]
     followed = [("eval.monitor", config.monitor, known)]
     if config.optim.schedule == "plateau":
         followed.append(("optim.schedule_args: metric", _plateau(config)["metric"], whole))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rfdetr.plots.charts import plot_confusion, plot_curves, plot_pr_curves, read_scalars
+from rfdetr.plots.charts import _panels, plot_confusion, plot_curves, plot_pr_curves, read_scalars
 
 RECALL = np.linspace(0, 1, 101)
 
@@ -19,6 +19,7 @@ def metrics_file(tmp_path):
         {"step": 10, "epoch": 0, "train/loss": 9.0, "train/loss_ce": 1.0, "train/lr": 1e-4},
         {"step": 20, "epoch": 1, "train/loss": None, "train/loss_ce": 0.8, "train/lr": 5e-5},
         {"step": 20, "epoch": 1, "val/mAP_50_95": 0.2, "val/ema_mAP_50_95": 0.3, "val/ema_mAP_50": 0.5, "val/ema_F1": 0.4,
+         "val/loss": 8.0, "val/ema_loss": 7.5, "night/mAP_50_95": 0.1,
          "val/ema_AP/cat": 0.2, "val/ema_AP/dog": 0.4, "note": "text"},
     ]
     path = tmp_path / "metrics.jsonl"
@@ -37,6 +38,12 @@ def test_scalars_are_read_without_gaps_and_broken_lines(metrics_file):
     assert scalars["train/loss"] == ([10], [9.0])
     assert scalars["train/lr"] == ([10, 20], [1e-4, 5e-5])
     assert "note" not in scalars and "step" not in scalars
+
+
+def test_validation_losses_and_further_sets_are_beside_those_of_training(metrics_file):
+    lines = {panel.title: panel.tags for panel in _panels(read_scalars(metrics_file))}
+    assert lines["loss"] == {"training": "train/loss", "val, regular": "val/loss", "val, ema": "val/ema_loss"}
+    assert lines["mAP 50:95"]["night"] == "night/mAP_50_95" and "night" not in lines["mAP 50"]
 
 
 def test_curves(metrics_file, tmp_path):

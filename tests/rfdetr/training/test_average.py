@@ -14,6 +14,7 @@ measure = COCOEvalHook.measure
 
 @pytest.mark.parametrize(("score", "variant", "monitor"), [
     (2.0, "pico", None), (-2.0, "pico", None), (float("nan"), "pico", None), (2.0, "pico_seg", None), (-2.0, "pico", "loss"),
+    (1e3, "pico", "loss"),
 ])  # fmt: skip
 def test_it_is_used_where_it_is_better(small, tmp_path, monkeypatch, score, variant, monitor):
     def rigged(hook, trainer, models, sets=()):

@@ -165,6 +165,8 @@ def test_weights_of_classes_by_name_and_balanced(data, caplog):
     assert class_weights(replace(config(data).loss, class_weights={"Rare": 4.0}), opened) == [1, 1, 4, 1]
     with pytest.raises(InputError, match=r"loss\.class_weights: there is no class 'rara'; the classes are bright, dark, rare"):
         class_weights(replace(config(data).loss, class_weights={"rara": 4.0}), opened)
+    with pytest.raises(InputError, match=r"^loss\.class_weights: Rare, rare are one class"):
+        class_weights(replace(config(data).loss, class_weights={"Rare": 4.0, "dark": 1.0, "rare": 3.0}), opened)
     assert class_weights(config(data).loss, opened) is None
 
 
@@ -212,9 +214,33 @@ def test_further_sets_are_evaluated_by_name_of_their_classes(data, tmp_path, cap
     assert "eval.sets: night: evaluated is the test split of" in caplog.text and "'dark' (id 1) is 'dark' (id 2)" in caplog.text
     lines = [line for line in faults.lines(tmp_path / "run") if "val/mAP_50" in line]
     assert all("night/ema_mAP_50" in line and "night/AP/dark" in line for line in lines) and len(lines) == 2
-    with pytest.raises(InputError, match=r"^eval\.sets: night: .*none of its classes"):
-        write_split(tmp_path / "dusk" / "test", 6, names=("cat", "dog", "cow"))
-        build_trainer(config(data, tmp_path / "other", **{"eval.sets": {"night": str(tmp_path / "dusk")}}))
+
+
+def test_a_further_set_may_be_a_train_split_and_is_checked_before_the_training(data, tmp_path):
+    folder, sets = tmp_path / "dusk", {"eval.sets": {"dusk": str(tmp_path / "dusk")}}
+    write_split(folder / "train", 6, names=("dark", "bright", "other"))
+    follows = {"optim.schedule": "plateau", "optim.schedule_args": {"metric": "dusk/AP/dark"}}
+    build_trainer(config(data, **sets, **follows, **{"data.classes": NAMES}))  # it has no class "rare"
+    with pytest.raises(InputError, match=r"^optim\.schedule_args: metric: 'dawn/mAP_50' is not measured"):
+        build_trainer(config(data, **sets, **{**follows, "optim.schedule_args": {"metric": "dawn/mAP_50"}}))
+    (folder / "train" / "3.png").unlink()
+    with pytest.raises(InputError, match=r"(?s)^eval\.sets: dusk: .*1 images that are listed but not there"):
+        build_trainer(config(data, **sets))
+    write_split(folder / "test", 6, names=("cat", "dog", "cow"))
+    with pytest.raises(InputError, match=r"^eval\.sets: dusk: .*none of its classes"):
+        build_trainer(config(data, **sets))
+
+
+def test_mixing_ends_before_the_run_does(data):
+    """24 images in batches of 2 are 12 steps an epoch."""
+    options = {"data.mosaic": 1.0, "data.mix_off_epochs": 1, "train.epochs": 9}
+    for max_steps, end in ((None, 8), (30, 2), (500, 8)):
+        run = config(data, **options, **{"train.max_steps": max_steps})
+        found = open_run_data(run)
+        build_train_loader(run, found, torch.device("cpu"))
+        assert found.train_set.mixing.end_epoch == end
+    with pytest.raises(InputError, match=r"^data\.mix_off_epochs: with 1 of 1 epochs \(train\.max_steps 12 at 12 steps"):
+        batches(config(data, **options, **{"train.max_steps": 12}))
 
 
 @pytest.mark.parametrize("augment", ["none", "aerial", [{"class_path": "torchvision.transforms.v2.RandomVerticalFlip"}]], ids=str)

@@ -72,11 +72,13 @@ def test_the_worst_step_has_the_largest_scale_and_the_most_crowded_images(small,
     monkeypatch.setattr(memory.WorstStep, "_batch", lambda step, size: batches.append(make(step, size)) or batches[-1])
     monkeypatch.setattr("rfdetr.data.dataset.DetectionDataset.object_counts", np.array([3, 0, 7, 5]))
     config = small(model=DetectorConfig(variant=variant, resolution=64, num_queries=10, group_detr=2))
-    config = replace(config, data=replace(config.data, multi_scale=True, mixup=0.5), train=replace(config.train, preflight=True))
+    pictures = 4 if variant == "pico_seg" else 1  # of a mosaic
+    config = replace(config, data=replace(config.data, multi_scale=True, mosaic=float(pictures > 1)),
+                     train=replace(config.train, preflight=True))
     trainer = build_trainer(config)
     samples, targets = batches[-1]
     assert tuple(samples.shape[-2:]) == max(trainer.train_loader.batch_sampler.sizes) and samples.shape[-1] > 64
-    assert [len(target["labels"]) for target in targets] == [14, 10], "of two pictures"
+    assert [len(target["labels"]) for target in targets] == [7 * pictures, 5 * pictures]
     assert ("masks" in targets[0]) is (variant == "pico_seg")
 
 
