@@ -1,4 +1,4 @@
-"""RF-DETR in plain PyTorch: the detector, its losses, data, metrics and checkpoints, for anybody's training loop.
+"""RF-DETR in plain PyTorch: trained detectors in use (`load`); and all that trains one, in anybody's training loop.
 
 The names below are imported when they are first asked for, so that a command line answers before torch has been loaded.
 """
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rfdetr.build import build_criterion, build_model, build_postprocess
     from rfdetr.config import VARIANTS, ModelConfig
     from rfdetr.data import LabelMap
+    from rfdetr.detections import Prediction
+    from rfdetr.detector import Detector, load
     from rfdetr.errors import InputError
     from rfdetr.losses.config import LossConfig
     from rfdetr.nested_tensor import NestedTensor
@@ -20,16 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VARIANTS",
+    "Detector",
     "InputError",
     "LabelMap",
     "LoadReport",
     "LossConfig",
     "ModelConfig",
     "NestedTensor",
+    "Prediction",
     "build_criterion",
     "build_model",
     "build_postprocess",
     "checkpoint_payload",
+    "load",
     "load_weights",
     "official_state_dict",
 ]
@@ -37,6 +42,8 @@ __getattr__, __dir__ = lazy_names(__name__, {
     "build": ("build_criterion", "build_model", "build_postprocess"),
     "config": ("VARIANTS", "ModelConfig"),
     "data": ("LabelMap",),
+    "detections": ("Prediction",),
+    "detector": ("Detector", "load"),
     "errors": ("InputError",),
     "losses.config": ("LossConfig",),
     "nested_tensor": ("NestedTensor",),

@@ -1,4 +1,4 @@
-"""A run from its configuration: train, evaluate, predict. The only place that knows the detector, the loop and the hooks.
+"""A run from its configuration: train and evaluate. The only place that knows the detector, the loop and the hooks.
 
 The names below are imported when they are first asked for, so that a command line answers before torch has been loaded.
 """
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rfdetr.training.assemble import build_trainer
     from rfdetr.training.config import DetectorConfig, RunConfig
     from rfdetr.training.evaluation import evaluate
-    from rfdetr.training.prediction import predict
     from rfdetr.training.run import train
     from rfdetr.training.sections import (
         DataConfig,
@@ -29,13 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataConfig", "DetectorConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "LossConfig",
-    "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "predict", "train",
+    "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "train",
 ]
 __getattr__, __dir__ = lazy_names(__name__, {
     "assemble": ("build_trainer",),
     "config": ("DetectorConfig", "LossConfig", "RunConfig"),
     "evaluation": ("evaluate",),
-    "prediction": ("predict",),
     "run": ("train",),
     "sections": ("DataConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "OptimConfig",
                  "TrainConfig"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from engine.device import resolve_device, use_device
 from engine.distributed import is_main_process, process_group
 from engine.precision import resolve_precision
 from rfdetr.config import VARIANTS
@@ -17,17 +18,19 @@ from rfdetr.data.shards import find_shards
 from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
 from rfdetr.datacheck.fix import check_target
 from rfdetr.datacheck.sheet import draw_sheet
+from rfdetr.detector import check_numbers, load
 from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
+from rfdetr.prediction import find_pictures
 from rfdetr.training.benchmark import Side, run_benchmark
 from rfdetr.training.benchmark import to_text as benchmark_text
-from rfdetr.training.command_line import ExitCode
+from rfdetr.training.command_line import ExitCode, bad_input
 from rfdetr.training.config import DetectorConfig, RunConfig
 from rfdetr.training.data import check_data, data_folder
 from rfdetr.training.device import choose_device
 from rfdetr.training.evaluation import evaluate_checkpoint, trusted_settings
 from rfdetr.training.parsing import plain_dict
-from rfdetr.training.prediction import Predictor, check_numbers, check_output, find_pictures, predict_into
+from rfdetr.training.prediction import check_output, predict_into
 from rfdetr.training.run import train
 from rfdetr.training.sections import DataConfig, LogConfig
 from rfdetr.training.tables import evaluation_tables
@@ -64,13 +67,16 @@ def validate(
 def predict(arguments: Namespace) -> ExitCode:
     """Find objects on the pictures of ``arguments.input``."""
     max_pixels = arguments.get("max_pixels")
-    check_numbers(arguments.threshold, arguments.batch_size, max_pixels)
+    check_numbers(arguments.threshold, option="--", batch_size=arguments.batch_size, max_pixels=max_pixels)
     named = find_pictures(Path(arguments.input))
     output = Path(arguments.output)
     check_output(output, [path for _, path in named], overwrite=arguments.overwrite)
-    predictor = Predictor(arguments.checkpoint, use_ema=arguments.use_ema, device=arguments.device,
-                          precision=arguments.precision, max_pixels=max_pixels)
-    predict_into(predictor, named, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
+    with bad_input(""):
+        device = resolve_device(arguments.device)
+        precision = resolve_precision(arguments.precision, device)
+    use_device(device)
+    detector = load(arguments.checkpoint, device, precision=precision, use_ema=arguments.use_ema, max_pixels=max_pixels)
+    predict_into(detector, named, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
                  draw=not arguments.json_only)
     return ExitCode.DONE
 

@@ -1,6 +1,7 @@
 """Detections on pictures: the published package's own, and what becomes of them in COCO's results."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -12,7 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from rfdetr import VARIANTS, InputError, LabelMap, build_model, build_postprocess, load_weights
-from rfdetr.prediction import coco_results, drawn_paths, predict, save_drawing
+from rfdetr.detections import Prediction
+from rfdetr.prediction import drawn_paths, predict, save_drawing
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "detector"
 SPEC = importlib.util.spec_from_file_location("golden_formula", GOLDENS / "formula.py")
@@ -104,31 +106,31 @@ def test_each_drawing_has_a_file_of_its_own_that_can_be_written(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "photo-2.png", "photo.png", "photo.gif.png", "a/b.JPG", "c.jpg", "d/c.jpg", "picture.png", ".hidden.png", "odd..png",
         "x.tar.png", "photo-3.png"]
-    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     for path in drawn_paths(tmp_path, [*names, *(f"b{suffix}" for suffix in (".webp", ".bmp", ".tiff", ".jfif", ".jpeg"))]):
-        assert save_drawing(path, torch.zeros(3, 8, 8, dtype=torch.uint8), nothing, LabelMap((3,), ("cat",)))
+        assert save_drawing(path, lambda: Image.new("RGB", (8, 8)))
         assert Image.open(path).size == (8, 8)
 
 
 def test_a_drawing_that_cannot_be_saved_is_left_out(tmp_path, caplog):
     (tmp_path / "file").touch()
-    found = {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.5])}
-    for name, picture in (("file/a.png", torch.zeros(3, 8, 8)), ("wide.webp", torch.zeros(3, 4, 20_000)),
-                          ("long.jpg", torch.zeros(3, 70_000, 4)), ("x" * 300 + ".png", torch.zeros(3, 8, 8))):
-        assert not save_drawing(tmp_path / name, picture.byte(), found, LabelMap((3,), ("cat",)))
+    for name, size in (("file/a.png", (8, 8)), ("wide.webp", (20_000, 4)), ("long.jpg", (4, 70_000)),
+                       ("x" * 300 + ".png", (8, 8))):
+        assert not save_drawing(tmp_path / name, functools.partial(Image.new, "RGB", size))
         assert "the picture cannot be drawn" in caplog.text and "its results are kept" in caplog.text
         caplog.clear()
 
 
 def test_rows_of_a_coco_results_file():
-    masks = torch.zeros(3, 1, 6, 8, dtype=torch.bool)
-    masks[0, 0, 1:3, 2:5] = True
-    result = {"scores": torch.tensor([0.75, 0.5, 0.25]), "labels": torch.tensor([1, 2, 0]), "masks": masks,
-              "boxes": torch.tensor([[2.0, 1, 5, 3], [0, 0, 1, 1], [0, 0, 8, 6]])}
-    rows = coco_results(result, LabelMap((3, 7), ("cat", "dog")), image_id=12, file_name="a/b.jpg")
+    masks = np.zeros((2, 6, 8), dtype=bool)
+    masks[0, 1:3, 2:5] = True
+    boxes, scores = np.array([[2, 1, 5, 3], [0, 0, 8, 6]], np.float32), np.array([0.75, 0.25], np.float32)
+    found = Prediction(boxes, scores, np.array([1, 0]), masks, LabelMap((3, 7), ("cat", "dog")))
+    rows = found.to_coco(image_id=12, file_name="a/b.jpg")
     assert [{key: value for key, value in row.items() if key != "segmentation"} for row in rows] == [
         {"image_id": 12, "file_name": "a/b.jpg", "category_id": 7, "category_name": "dog", "bbox": [2, 1, 3, 2], "score": 0.75},
         {"image_id": 12, "file_name": "a/b.jpg", "category_id": 3, "category_name": "cat", "bbox": [0, 0, 8, 6], "score": 0.25},
-    ]  # label 2, the spare logit, stands for no category
+    ]
     encoded = json.loads(json.dumps(rows))[0]["segmentation"]
-    np.testing.assert_array_equal(coco_mask.decode(encoded), masks[0, 0].numpy())
+    np.testing.assert_array_equal(coco_mask.decode(encoded), masks[0])
+    with pytest.raises(InputError, match="does not know its picture"):
+        found.draw()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rfdetr import build_model, load_weights
@@ -54,6 +55,17 @@ def test_a_whole_run_from_python(workplace, capsys):
     assert (workplace / "output" / "mine" / "checkpoint_best_total.pth").exists()
 
 
+def test_a_trained_model_is_used(workplace, capsys):
+    settings = {**SMALL, "train": {**SMALL["train"], "output_dir": "output/mine"}}
+    (workplace / "run.yaml").write_text(yaml.safe_dump(settings))
+    assert COMMANDS["fit"](["--cfg", "run.yaml"]) == 0
+    capsys.readouterr()
+    exec(example("detector = rfdetr.load"), {})
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if ".png" in line] == [f"{number}.png" for number in range(5)]
+    assert Image.open(workplace / "found.png").size == (64, 64)
+
+
 @pytest.mark.parametrize(("word", "folder"), [("Squares", "squares"), ("SmallFirst", "a"), ("SGD", "a")])
 def test_parts_of_ones_own(workplace, word, folder):
     exec(example(word), {"__name__": "__main__"})
@@ -68,7 +80,7 @@ def test_a_loop_of_ones_own(workplace, capsys):
     assert re.findall(r"epoch (\d): loss [\d.]+\n", capsys.readouterr().out) == ["0", "1"]
     updates = {state["step"].item() for state in names["optimizer"].state.values()}
     assert updates == {2 * len(names["loader"])}, "every parameter was trained"
-    assert names["found"][0]["boxes"].shape[1:] == (4,)
+    assert names["found"].boxes.shape[1:] == (4,)
     content = read_checkpoint(workplace / "mine.pth")
     assert [row["name"] for row in content["label_map"]["classes"]] == ["bright", "dark"]
     again = build_model(model_config_from_checkpoint(content))

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from rfdetr import load
 from rfdetr.data import SampleKey
 from rfdetr.data.packing import pack_dataset
 from rfdetr.errors import InputError
 from rfdetr.models.postprocess import PostProcess
 from rfdetr.nested_tensor import collate
-from rfdetr.training import build_trainer, evaluate, predict, train
+from rfdetr.training import build_trainer, evaluate, train
 from rfdetr.training import data as run_data
 from rfdetr.training.data import build_train_loader, class_weights, open_run_data
 from rfdetr.training.evaluation import config_of
@@ -286,10 +287,11 @@ def test_the_shape_of_pictures_is_in_the_checkpoint_for_evaluation_and_predictio
     for index in (1, 2):  # a wide and a tall picture
         samples, (target,) = collate([val_set[index]])
         (expected,) = postprocess(model(samples), target["orig_size"][None])
-        (found,) = predict(best, val_set.image_path(index), threshold=0.0)
-        assert found["masks"].shape[1:] == (1, *SIZES[index])
+        (found,) = load(best, "cpu").predict(val_set.image_path(index), threshold=0.0)
+        assert found.masks.shape[1:] == SIZES[index]
         for name in ("boxes", "scores", "labels", "masks"):
-            torch.testing.assert_close(found[name], expected[name][expected["labels"] < len(NAMES)])
+            wanted = expected[name][expected["labels"] < len(NAMES)]
+            torch.testing.assert_close(torch.from_numpy(getattr(found, name)), wanted[:, 0] if name == "masks" else wanted)
 
 
 def test_masks_of_a_padded_image_are_cut_from_the_input():

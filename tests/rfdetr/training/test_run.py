@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from engine import load_checkpoint
-from rfdetr import build_criterion, build_model
+from rfdetr import build_criterion, build_model, load
 from rfdetr.errors import InputError
 from rfdetr.training import (
     DataConfig,
@@ -25,7 +25,6 @@ from rfdetr.training import (
     RunConfig,
     build_trainer,
     evaluate,
-    predict,
     train,
 )
 from rfdetr.training.parsing import plain_dict
@@ -141,8 +140,8 @@ def test_a_run_of_ones_own_parts(small, tmp_path):
     assert results["status"] == "done" and "val/AP/dark" in results["best"]["metrics"]
     best = load_checkpoint(tmp_path / "run" / "checkpoint_best_total.pth")
     assert [row["name"] for row in best["label_map"]["classes"]] == ["bright", "dark"]
-    (found,) = predict(tmp_path / "run" / "checkpoint_best_total.pth", Pairs()[0][0], threshold=0.0)
-    assert set(found["names"]) <= {"bright", "dark"} and found["boxes"].shape[1] == 4
+    (found,) = load(tmp_path / "run" / "checkpoint_best_total.pth", "cpu").predict(Pairs()[0][0], threshold=0.0)
+    assert set(found.names) <= {"bright", "dark"} and found.boxes.shape[1] == 4
 
 
 def test_ones_own_data_resume_in_the_middle_of_an_epoch(small, tmp_path):
@@ -218,20 +217,6 @@ def test_evaluate_returns_the_numbers_of_training(finished):
         evaluate(finished / "checkpoint_best_total.pth", eval={"max_dets": 0})
     with pytest.raises(InputError, match="has no test split"):
         evaluate(finished / "checkpoint_best_total.pth", "test")
-
-
-def test_predict_takes_files_folders_and_pictures(finished, data):
-    checkpoint = finished / "checkpoint_best_total.pth"
-    folder = predict(checkpoint, f"{data}/valid", threshold=0.0)
-    assert [found["file_name"] for found in folder] == ["0.png", "1.png", "2.png", "3.png"]
-    pictures = predict(checkpoint, [Image.open(f"{data}/valid/{n}.png").convert("RGB") for n in range(4)], threshold=0.0)
-    for one, other in zip(folder, pictures):
-        assert torch.equal(one["boxes"], other["boxes"]) and one["names"] == other["names"] == ["box"] * len(one["scores"])
-    assert "file_name" not in pictures[0]
-    with pytest.raises(InputError, match="--threshold: 40 is not possible"):
-        predict(checkpoint, f"{data}/valid", threshold=40)
-    with pytest.raises(InputError, match="there is no such file or folder"):
-        predict(checkpoint, "nowhere")
 
 
 def test_settings_that_change_nothing_are_named_in_one_line(small, caplog):
