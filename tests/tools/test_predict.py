@@ -46,7 +46,7 @@ def evaluated(checkpoint: Path, split: str) -> dict[int, dict]:
     dataset = open_split(config.data, architecture, split)
     for samples, targets in build_eval_loader(config.data, dataset, architecture, torch.device("cpu")):
         with torch.no_grad():
-            found = postprocess(model(samples), torch.stack([target["orig_size"] for target in targets]))
+            found = postprocess(model(samples.to("cpu")), torch.stack([target["orig_size"] for target in targets]))
         results |= {int(target["image_id"]): result for target, result in zip(targets, found)}
     return results
 

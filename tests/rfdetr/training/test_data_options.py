@@ -286,7 +286,7 @@ def test_the_shape_of_pictures_is_in_the_checkpoint_for_evaluation_and_predictio
     model, val_set, postprocess = trainer.eval_models["regular"].eval(), open_run_data(run).val_set, PostProcess(10)
     for index in (1, 2):  # a wide and a tall picture
         samples, (target,) = collate([val_set[index]])
-        (expected,) = postprocess(model(samples), target["orig_size"][None])
+        (expected,) = postprocess(model(samples.to("cpu")), target["orig_size"][None])
         (found,) = load(best, "cpu").predict(val_set.image_path(index), threshold=0.0)
         assert found.masks.shape[1:] == SIZES[index]
         for name in ("boxes", "scores", "labels", "masks"):
