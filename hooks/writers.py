@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,9 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
+_LESS = re.compile(r"(ema_)?(segm_)?(mAP_(75|small|medium|large)|mAR\w*|precision|recall|F1_threshold)")
+
+
 class ConsoleWriter:
     """One readable log line a call; per-class values and per-layer losses are left to the files."""
 
@@ -51,10 +55,11 @@ class ConsoleWriter:
 
     @staticmethod
     def _is_detail(tag: str) -> bool:
-        """Tell a value of one class (val/AP/cat) or of one layer of the model (train/loss_ce_0, val/loss_ce_enc)."""
+        """Tell a value of one class (val/AP/cat) or layer (val/loss_ce_0, val/loss_ce_enc), or a lesser one of a further set."""
         last = tag.rsplit("_", 1)[-1]
         is_of_training = tag.startswith(("train/", "val/loss_", "val/ema_loss_"))
-        return tag.count("/") > 1 or (is_of_training and (last.isdigit() or last == "enc"))
+        is_of_set = not tag.startswith(("train/", "val/", "test/")) and _LESS.fullmatch(tag.partition("/")[2])
+        return bool(tag.count("/") > 1 or is_of_set or (is_of_training and (last.isdigit() or last == "enc")))
 
 
 class JsonlWriter:

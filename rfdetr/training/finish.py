@@ -72,7 +72,8 @@ class FinishHook(Hook):
             self.results["status"] = "save_failed"
             logger.warning("%s could not be written (%s)", trainer.output_dir / RESULTS, error.strerror or error)
         else:
-            logger.info("done after %d epochs; everything is in %s", trainer.epoch, trainer.output_dir)
+            logger.info("done after %d epochs, %d steps in all; everything is in %s", trainer.epoch, trainer.step,
+                        trainer.output_dir)
 
 
 def _status(trainer: Trainer) -> str:

@@ -145,8 +145,9 @@ def test_lines_of_before_stay_where_steps_are_counted_otherwise(tmp_path, kind):
 
 def test_the_console_leaves_details_to_the_files(caplog):
     with caplog.at_level(logging.INFO):
-        ConsoleWriter().write({"train/loss": math.nan, "train/loss_ce_0": 1.0, "val/AP/cat": 1.0, "val/mAP": 0.5}, 3, 1)
-    assert caplog.messages == ["epoch 1  step 3  loss nan  val/mAP 0.5"]
+        ConsoleWriter().write({"train/loss": math.nan, "train/loss_ce_0": 1.0, "val/AP/cat": 1.0, "val/mAP": 0.5,
+                               "night/mAP_50": 0.25, "night/ema_mAP_75": 0.2, "night/mAR_10": 0.1, "mine/count": 2}, 3, 1)
+    assert caplog.messages == ["epoch 1  step 3  loss nan  val/mAP 0.5  night/mAP_50 0.25  mine/count 2"]
 
 
 @pytest.mark.parametrize("make", [
