@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from engine import Hook, Trainer
 from engine.watch import watching
 from hooks import BestCheckpointHook, COCOEvalHook, DropPathHook, EarlyStopHook, EMAHook, EvalLossHook
+from rfdetr.box_ops import cxcywh_to_xyxy
 from rfdetr.build import build_criterion, build_model
 from rfdetr.data.samplers import TrainBatchSampler
+from rfdetr.evaluation import DetectionMetrics
 from rfdetr.training import build_trainer, train
 from rfdetr.training.assemble import build_lr_scheduler, build_optimizer
 from rfdetr.training.command_line import ExitCode
@@ -355,6 +357,16 @@ def metrics(config: RunConfig) -> dict[str, float]:
     trainer.hooks[:] = [hook for hook in trainer.hooks if isinstance(hook, EvalLossHook)]
     trainer.eval_models["ema"] = copy.deepcopy(trainer.unwrapped_model)
     return coco_eval.evaluate_and_publish(trainer)
+
+
+def recall_of_two_objects(config: RunConfig) -> float:
+    """The recall of a run's evaluation where both objects of a picture are found exactly."""
+    coco_eval = next(hook for hook in build_trainer(config).hooks if isinstance(hook, COCOEvalHook))
+    metric = DetectionMetrics(coco_eval.class_names, max_dets=coco_eval.max_dets)
+    boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.6, 0.6, 0.2, 0.2]])
+    found = {"boxes": cxcywh_to_xyxy(boxes) * 64, "labels": torch.zeros(2, dtype=torch.int64), "scores": torch.tensor([0.9, 0.8])}
+    metric.update([found], [{"boxes": boxes, "labels": found["labels"], "orig_size": torch.tensor([64, 64])}])
+    return metric.compute()["mAR"]
 
 
 class _NotingHook(Hook):

@@ -173,10 +173,10 @@ EFFECTS = {
     "early_stopping.verbose": Effect(see.stopping, True, EARLY_STOPPING),
 
     "eval.every_epochs": Effect(see.evaluated_epochs, 2, {"train.epochs": 2}),
-    "eval.max_dets": Effect(see.metrics, 1, START),
+    "eval.max_dets": Effect(see.recall_of_two_objects, 1),
     "eval.per_class": Effect(see.metrics, False, START),
     "eval.models": Effect(see.metrics, "regular", START),
-    "eval.precision": Effect(see.metrics, "bf16", START),
+    "eval.precision": Effect(see.metrics, "bf16", {**START, "eval.loss": True}),
     "eval.sets": Effect(see.metrics, {"night": "wide"}, START),
     "eval.loss": Effect(see.metrics, True, START),
     "eval.run_test": Effect(see.results, True),
