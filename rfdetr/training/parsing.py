@@ -7,6 +7,7 @@ import difflib
 import importlib
 import json
 import os
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
@@ -221,5 +222,7 @@ def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
 def _readable(message: str) -> str:
     """Put jsonargparse's multi-line message, which names the key, into one plain line."""
     message = " ".join(message.split()).replace("<class '", "").replace("'>", "").replace("typing.", "")
+    message = re.sub(r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .* Given value: ",
+                     lambda match: f"Expected one of {match[1].replace('NoneType', 'null')}. Got value: ", message)
     key, found, rest = message.removeprefix("Parser key ").partition('": ')
     return f"{key.removeprefix(chr(34))}: {rest}" if found and message.startswith("Parser key") else message

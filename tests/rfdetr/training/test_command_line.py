@@ -88,6 +88,8 @@ def test_the_plain_dict_gives_the_same_configuration_again(write):
         ("- 3", [], r"run\.yaml: has to hold sections .* it holds list"),
         ("train: {epochs: 3\nmodel: 4", [], r"run\.yaml: not readable as YAML: .* line 2"),
         ("train: {epochs: many}", [], r"^train\.epochs: Expected a int\. Got value: many"),
+        ("data: {batch_size: many}", [], r"^data\.batch_size: Expected one of int, Literal\['auto'\]\. Got value: many$"),
+        ("data: {classes: cat}", [], r"^data\.classes: Expected one of tuple\[str, \.\.\.\], null\. Got value: cat$"),
         ("train: {epochs: 2.5}", [], r"^train\.epochs: .*2\.5"),
         ("train: {epochs: 0}", [], r"^train\.epochs: 0 is not possible"),
         ("loss: {cls: quality}", [], r"^loss\.cls: .*ia_bce.*quality"),
