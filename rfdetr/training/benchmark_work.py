@@ -186,13 +186,13 @@ def cost(settings: Settings) -> dict[str, float]:
 
 
 def _cpu_formulas() -> dict[Any, Callable[..., int]]:
-    """Operation counts of what PyTorch's counter does not know: oneDNN's linear layer, and attention on a CPU; of shapes."""
-    aten, onednn = torch.ops.aten, getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    """Operation counts of what PyTorch's counter does not know: this project's linear layer, and attention on a CPU; of shapes."""
+    aten, linear = torch.ops.aten, getattr(torch.ops.rfdetr, "onednn_linear", None)
     return {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         aten._scaled_dot_product_flash_attention_for_cpu_backward:
             lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
-        **({} if onednn is None else {onednn: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}),
+        **({} if linear is None else {linear: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]}),
     }
 
 
