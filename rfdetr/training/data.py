@@ -110,7 +110,7 @@ def open_split(
 
 def _mixing(config: RunConfig) -> Mixing | None:
     """Return how training samples are mixed; None: they are not."""
-    chances = {name: getattr(config.data, name) for name in MIXED}
+    chances = {"mosaic": config.data.mosaic, "copy_paste": config.data.copy_paste, "mixup": config.data.mixup}
     return Mixing(**chances, end_epoch=config.train.epochs - config.data.mix_off_epochs) if any(chances.values()) else None
 
 
