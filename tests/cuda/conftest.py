@@ -101,3 +101,8 @@ def report(request, tmp_path_factory):
     path = Path(os.environ.get("RFDETR_CUDA_REPORT") or tmp_path_factory.mktemp("cuda") / "report.json")
     path.write_text(json.dumps(found, indent=2) + "\n")
     request.config.get_terminal_writer().line(f"\n{path}:\n{json.dumps(found, indent=2)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of this folder last: they start threads of autograd, after which a forked process can no longer train."""
+    items.sort(key=lambda item: Path(__file__).parent in item.path.parents)
