@@ -186,7 +186,7 @@ def cost(settings: Settings) -> dict[str, float]:
 
 
 def _cpu_formulas() -> dict[Any, Callable[..., int]]:
-    """Operation counts of what PyTorch's counter does not know: this project's linear layer, and attention on a CPU; of shapes."""
+    """Operation counts of what PyTorch's counter does not know: our linear layer, and attention on a CPU; of shapes."""
     aten, linear = torch.ops.aten, getattr(torch.ops.rfdetr, "onednn_linear", None)
     return {
         aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
