@@ -90,6 +90,15 @@ def test_chunks_change_nothing(monkeypatch):
         torch.testing.assert_close(pairs, results[0], rtol=0, atol=0)
 
 
+def test_threads_change_nothing(monkeypatch):
+    case = next(case for case in CASES if case["name"] == "groups13")
+    outputs, targets = case_inputs(case)
+    alone = case_matcher(case)(outputs, targets, case["group_detr"])
+    monkeypatch.setattr(matcher_module, "SMALL", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    torch.testing.assert_close(case_matcher(case)(outputs, targets, case["group_detr"]), alone, rtol=0, atol=0)
+
+
 def test_matching_does_not_depend_on_the_other_images():
     case = next(case for case in CASES if case["name"] == "groups13")
     outputs, targets = case_inputs(case)
