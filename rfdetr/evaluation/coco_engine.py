@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import torch
 from vernier import instance as engine
 
 from rfdetr.evaluation.records import ImageRecord, Instances
@@ -111,7 +112,8 @@ def _compared(images: list[ImageRecord], iou_type: str, max_dets: int, *, use_ca
     compare, area = (engine.evaluate_segm_grid, "mask") if iou_type == "segm" else (engine.evaluate_bbox_grid, "bbox")
     return compare(_truth(images, _classes(images), iou_type),
                    [_found(index, image, iou_type) for index, image in enumerate(images)],
-                   parity_mode="strict", max_dets_per_image=max_dets, use_cats=use_cats, dt_area=area, **options)
+                   parity_mode="strict", max_dets_per_image=max_dets, use_cats=use_cats, dt_area=area,
+                   num_threads=torch.get_num_threads(), **options)
 
 
 def _classes(images: list[ImageRecord]) -> list[int]:
