@@ -105,8 +105,9 @@ class Hook:
         """Run after `model.train()` and after the sampler was told the epoch."""
 
     def before_step(self, trainer: Trainer, batches: list) -> None:
-        """Run before the first batch of an update; `batches` (on device) is the whole window and may be changed in place.
+        """Run before the first batch of an update; `batches` is the whole window and may be changed in place.
 
+        Samples are on the device; targets too, unless the criterion has ``host_targets``, as this project's has.
         A target has as many boxes as labels afterwards, or a ValueError names the hook.
         """
 
