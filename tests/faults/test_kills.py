@@ -1,5 +1,6 @@
 """SIGKILL at any moment: the run goes on by ``--resume auto``, and ends with the files of a run that was left in peace."""
 
+import itertools
 import os
 import random
 import shutil
@@ -50,14 +51,14 @@ def straight(data, tmp_path_factory) -> Path:
 
 def die_at(owner, name: str, call: int, after: int) -> None:
     """Replace a function by one that ends the process at its n-th call."""
-    original, counted = getattr(owner, name), []
+    original, calls = getattr(owner, name), itertools.count(1)
 
     def deadly(*arguments, **keywords):
-        counted.append(None)
-        if len(counted) == call and not after:
+        this_call = next(calls)  # the saving thread and the main one may be in here at once
+        if this_call == call and not after:
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*arguments, **keywords)
-        if len(counted) == call:
+        if this_call == call:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
