@@ -106,7 +106,7 @@ def test_hook_points_are_the_methods_of_hook():
 
 
 def test_the_readme_has_a_row_for_every_hook_point():
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "hooks" / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert [row for row in rows if row.startswith(("before_", "after_"))] == list(HOOK_POINTS)
 
 

@@ -1,4 +1,4 @@
-"""Write the README's tables of all options and findings: ``python tests/tools/options_table.py [--write README.md]``.
+"""Write the tables of all options and findings: ``python tests/tools/options_table.py [--write tools/REFERENCE.md]``.
 
 They are made from the dataclasses of the configuration (name, default, the text below each field) and from the kinds of findings.
 """
@@ -33,7 +33,7 @@ def findings_table() -> str:
 
 
 def updated(text: str, name: str) -> str:
-    """Return the text of the README with current tables; `name` is for messages."""
+    """Return the text of a page with current tables; `name` is for messages."""
     text = put_into(text, options_table(), name)
     return put_into(text, findings_table(), name, FINDINGS_START, FINDINGS_END)
 

@@ -1,4 +1,4 @@
-"""The README's tables of options: current, complete, and written where the marks are."""
+"""The reference's tables of options: current, complete, and written where the marks are."""
 
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,13 +10,13 @@ from rfdetr.errors import InputError
 from rfdetr.training.command_line import ExitCode
 from rfdetr.training.config import RunConfig
 
-README = Path(__file__).parents[2] / "README.md"
+REFERENCE = Path(__file__).parents[2] / "tools" / "REFERENCE.md"
 
 
-def test_the_readme_is_current():
-    text = README.read_text(encoding="utf-8")
-    current = options_table.updated(text, "README.md")
-    assert text == current, "the tables have changed: run `python tests/tools/options_table.py --write README.md`"
+def test_the_reference_is_current():
+    text = REFERENCE.read_text(encoding="utf-8")
+    current = options_table.updated(text, "REFERENCE.md")
+    assert text == current, "the tables have changed: run `python tests/tools/options_table.py --write tools/REFERENCE.md`"
 
 
 def test_every_option_has_a_row_with_its_default_and_its_text():
@@ -29,7 +29,7 @@ def test_every_option_has_a_row_with_its_default_and_its_text():
 
 
 def test_what_is_between_the_marks_is_replaced_and_nothing_else(tmp_path, capsys):
-    path = tmp_path / "README.md"
+    path = tmp_path / "REFERENCE.md"
     path.write_text(f"before\n{options_table.START}\nan older table\n{options_table.END}\nbetween\n"
                     f"{options_table.FINDINGS_START}\nan older table\n{options_table.FINDINGS_END}\nafter\n")
     assert options_table.main(["--write", str(path)]) == ExitCode.DONE
@@ -40,7 +40,7 @@ def test_what_is_between_the_marks_is_replaced_and_nothing_else(tmp_path, capsys
 
 
 def test_a_file_without_marks_is_left_alone(tmp_path):
-    path = tmp_path / "README.md"
+    path = tmp_path / "REFERENCE.md"
     path.write_text("no marks")
     with pytest.raises(InputError, match="has to hold the lines <!-- options"):
         options_table.main(["--write", str(path)])

@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there: its Python, its hooks and its commands."""
+"""What the README and its two further pages show is run as it stands there: their Python, their hooks and their commands."""
 
 import re
 import shlex
@@ -17,7 +17,8 @@ from rfdetr.training.benchmark import Side
 from rfdetr.training.commands import COMMANDS
 from rfdetr.weights import model_config_from_checkpoint, read_checkpoint
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "tools/GUIDE.md", "hooks/README.md")
+README = "\n".join((Path(__file__).parents[2] / page).read_text(encoding="utf-8") for page in PAGES)
 TOOLS = {"train": "fit", "eval": "validate", "predict": "predict", "check_dataset": "check", "pack_shards": "pack",
          "benchmark": "benchmark"}  # fmt: skip
 SMALL = {
