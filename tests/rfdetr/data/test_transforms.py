@@ -86,7 +86,8 @@ def noisy(sample: dict) -> dict:
     return {**sample, "image": (sample["image"].float() / 255 * shift).clamp(0, 1)}
 
 
-@pytest.mark.parametrize("augment", ["default", "light", [noisy, v2.RandomPhotometricDistort(p=1.0)]], ids=str)
+@pytest.mark.parametrize("augment", ["default", "light", [noisy, v2.RandomPhotometricDistort(p=1.0)]],
+                         ids=["default", "light", "own"])
 def test_global_generators_are_left_alone(write_roboflow, coco_content, augment):
     dataset = open_dataset(write_roboflow(train=coco_content()), "train", training=True, image_size=(32, 32), augment=augment)
     samples = []
