@@ -1,18 +1,23 @@
 """Where each data set format keeps its splits, and how a format is recognised.
 
-A new format is one more entry of `FORMATS`: a function that finds the splits of a folder, and a reader that returns a `RawSplit`.
+A new format is one more entry of `FORMATS`: a function that finds the splits of a folder, and a reader that returns a `RawSplit`;
+one with an annotation file for each picture, a `NoteFormat` that reads one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rfdetr.data.annotations import RawSplit
 from rfdetr.data.file_names import match_names
 from rfdetr.data.findings import Findings
+from rfdetr.data.labelme import EmbeddedPictures, looks_like_labelme, picture_ending, read_labelme
 from rfdetr.data.layouts import ROBOFLOW_FILE, VAL_FRACTION, Files, find_coco, find_roboflow, look, read_files, splits_of, suggest
 from rfdetr.data.objects365 import find_objects365, read_objects365
+from rfdetr.data.picture_notes import NoteFormat, find_notes, read_notes
 from rfdetr.data.shards import SPLITS, find_shards, is_address, list_folder, read_shards
+from rfdetr.data.voc import looks_like_voc, read_voc
 from rfdetr.data.yolo import DATA_FILES, find_yolo, read_yolo, suggest_data_file
 from rfdetr.errors import InputError
 
@@ -28,18 +33,28 @@ class Format(NamedTuple):
     looks_like: str  # for messages
 
 
+def _notes(kind: NoteFormat, looks_like: str) -> Format:
+    return Format(partial(find_notes, kind), partial(read_notes, kind), lambda split: (), looks_like)
+
+
 FORMATS = {
     "coco": Format(find_coco, read_files, lambda split: (split.images,),
                    "annotations/instances_train2017.json and train2017/, the same with val2017"),
     "roboflow": Format(find_roboflow, read_files, lambda split: (split.images,),
                        f"train/{ROBOFLOW_FILE}, valid/{ROBOFLOW_FILE}, images beside them"),
     "yolo": Format(find_yolo, read_yolo, lambda split: (*split.places, *split.sources),
-                   "data.yaml with names and the paths of train, val and test"),
+                   "data.yaml with names and the paths of train, val and test; or Darknet's obj.data"),
     "objects365": Format(find_objects365, read_objects365, lambda split: split.images,
                          "zhiyuan_objv2_train.json and train/patch0/, the same with val"),
     "shards": Format(find_shards, read_shards, lambda split: (),
                      "train-000000.tar, ... and train.json, the same with val (tools/pack_shards.py)"),
+    "voc": _notes(NoteFormat(".xml", looks_like_voc, read_voc),
+                  "Annotations/*.xml and JPEGImages/ (with ImageSets/Main/train.txt, ...), or train/*.xml with their pictures"),
+    "labelme": _notes(NoteFormat(".json", looks_like_labelme, read_labelme, (EmbeddedPictures, picture_ending)),
+                      "a JSON file beside each picture, in train/ and val/ or in one folder"),
 }
+BY_LOOKING = ("voc", "labelme")  # known by the content of their files, so looked for where no name says a format
+FILES = {".json": "coco", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}  # that stand for their data set
 
 
 def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
@@ -48,7 +63,7 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
     Raises:
         InputError: there is no such folder, or nothing in it that a format could be known by.
     """
-    folder = _folder(dataset_dir)
+    folder = _place(dataset_dir)
     if format != "auto" and format not in FORMATS:
         raise InputError(f"data.format: {format!r} is unknown; it must be auto or one of {', '.join(FORMATS)}")
     if is_address(dataset_dir):
@@ -56,16 +71,23 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
             raise InputError(f"{folder}: only shards are read from an address, not data.format {format!r}; "
                              "copy the data set to a disk, or pack it with tools/pack_shards.py")
         format = "shards"
+    elif folder.is_file() and folder.suffix in FILES and format in ("auto", FILES[folder.suffix]):
+        format = FILES[folder.suffix]
+        if not FORMATS[format].find(folder):
+            raise InputError(f"{folder}: says nothing of a data set; expected {FORMATS[format].looks_like}")
     elif not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder}: {what}; data.dataset_dir must be the folder of the data set")
-    names = [format] if format != "auto" else list(FORMATS)
+    names = [format] if format != "auto" else [name for name in FORMATS if name not in BY_LOOKING]
     found = [name for name in names if FORMATS[name].find(folder)]
+    looked = look(folder) if not found and "coco" in names and not is_address(dataset_dir) else []
+    if format == "auto" and (not found or Path(folder, "ImageSets").is_dir()):
+        found += [name for name in BY_LOOKING if FORMATS[name].find(folder)]
+        found += ["coco"] if looked and found else []
     if len(found) == 1:
         return found[0]
     if found:
         raise InputError(f"{folder}: holds data of more than one format ({', '.join(found)}); choose one with data.format")
-    looked = look(folder) if "coco" in names and not is_address(dataset_dir) else []
     if splits_of(looked):
         return "coco"
     if looked:
@@ -75,7 +97,7 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
     if "yolo" in names and not is_address(dataset_dir) and (content := suggest_data_file(folder)):
         raise InputError(f"{folder}: holds pictures with label files of YOLO, but no {DATA_FILES[0]} that names the classes and "
                          f"splits; write one, such as the following, once each split has a folder of its own:\n{content}")
-    wanted = "; or ".join(f"{name}: {FORMATS[name].looks_like}" for name in names)
+    wanted = "; or ".join(f"{name}: {FORMATS[name].looks_like}" for name in (names if len(names) == 1 else FORMATS))
     content = sorted(list_folder(folder) if is_address(dataset_dir) else
                      [entry.name + "/" * entry.is_dir() for entry in folder.iterdir()])
     raise InputError(f"{folder}: no data set found. Expected {wanted}. The folder holds: {', '.join(content[:10]) or 'nothing'}")
@@ -118,9 +140,11 @@ def read_split(
         raise InputError(f"{dataset_dir}: has no {split} split (found: {', '.join(found)}); expected {found_format.looks_like}")
     collected = Findings() if findings is None else findings
     collected.split = split
-    options = {"val_fraction": val_fraction} if isinstance(found[split], Files) else {}
+    options = {"val_fraction": val_fraction} if hasattr(found[split], "part") else {}
     raw = found_format.read(found[split], with_masks=with_masks, findings=collected, **options)
-    roots = [_folder(dataset_dir), *(folder for one in found.values() for folder in found_format.folders(one))]
+    place = _place(dataset_dir)
+    roots = [place.parent if isinstance(place, Path) and place.is_file() else place,
+             *(folder for one in found.values() for folder in found_format.folders(one))]
     raw = match_names(raw, roots, collected, allow_outside=allow_outside)
     if findings is None:
         collected.refuse_errors(raw.source)
@@ -130,13 +154,13 @@ def read_split(
 def _find_splits(dataset_dir: str | Path, format: str, paths: Paths | None) -> tuple[Format, dict[str, Any]]:
     if paths is None:
         found_format = FORMATS[detect_format(dataset_dir, format)]
-        folder = _folder(dataset_dir)
+        folder = _place(dataset_dir)
         found = found_format.find(folder)
         return found_format, found or splits_of(look(folder))  # only COCO's files are found by looking
     if format not in ("auto", "coco") or is_address(dataset_dir):
         raise InputError(f"data.splits: names files of a COCO data set on disk, not of format {format!r} at {dataset_dir}; "
                          "leave one of data.splits and data.format out")
-    return FORMATS["coco"], {split: _given_files(_folder(dataset_dir), split, given) for split, given in paths.items()}
+    return FORMATS["coco"], {split: _given_files(_place(dataset_dir), split, given) for split, given in paths.items()}
 
 
 def _given_files(folder: Path, split: str, given: Mapping[str, str]) -> Files:
@@ -146,12 +170,6 @@ def _given_files(folder: Path, split: str, given: Mapping[str, str]) -> Files:
     return Files(folder / given["annotations"], folder / given["images"])
 
 
-def _folder(dataset_dir: str | Path) -> Path | str:
-    """Return the folder of a data set, of which data.yaml may stand for it; an address stays a string.
-
-    A path would lose one of the slashes of an address.
-    """
-    if is_address(dataset_dir):
-        return str(dataset_dir).rstrip("/")
-    path = Path(dataset_dir)
-    return path.parent if path.name in DATA_FILES and path.is_file() else path
+def _place(dataset_dir: str | Path) -> Path | str:
+    """Return the folder of a data set, or the file that stands for it; an address stays text: a path would lose a slash."""
+    return str(dataset_dir).rstrip("/") if is_address(dataset_dir) else Path(dataset_dir)

@@ -12,7 +12,7 @@ import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,9 @@ class Found(NamedTuple):
 
 
 def find_coco(folder: Path) -> dict[str, Files]:
-    """Return the splits in COCO's own layout, and of those that it lacks, files of the same kind of name."""
+    """Return the splits in COCO's own layout, or around one file, and of those that it lacks, files of the same kind of name."""
+    if folder.is_file():
+        return _around(folder)
     found = {}
     for split, names in COCO_NAMES.items():
         for name in names:
@@ -128,15 +130,7 @@ def divide(content: dict[str, Any], part: str, val_fraction: float, source: Path
     if not isinstance(images, list) or not isinstance(annotations, list):
         return content
     names = [image.get("file_name") if isinstance(image, dict) else None for image in images]
-    draws = {name: _draw(name) for name in names if isinstance(name, str)}
-    if len(draws) < 2:
-        raise InputError(f"{source}: is the only annotation file and lists {len(draws)} images, which cannot be divided into "
-                         "train and val; name the files of the splits with data.splits")
-    val = {name for name, draw in draws.items() if draw < val_fraction} or {min(draws, key=draws.get)}
-    if len(val) == len(draws):
-        val.remove(max(draws, key=draws.get))
-    logger.info("%s: is the only annotation file, so it is divided: of %d images, the %d whose names' hash is below val_fraction "
-                "%g are the val split", source, len(draws), len(val), val_fraction)
+    val = val_names([name for name in names if isinstance(name, str)], val_fraction, source)
     in_val = [isinstance(name, str) and name in val for name in names]
     ids = {_key(image.get("id")) for image, is_val in zip(images, in_val) if is_val}
     wanted = part == "val"
@@ -144,6 +138,24 @@ def divide(content: dict[str, Any], part: str, val_fraction: float, source: Path
         **content, "images": [image for image, is_val in zip(images, in_val) if is_val == wanted],
         "annotations": [row for row in annotations if (isinstance(row, dict) and _key(row.get("image_id")) in ids) == wanted],
     }
+
+
+def val_names(names: Iterable[str], val_fraction: float, source: Path) -> set[str]:
+    """Return which of all images are the val split.
+
+    Raises:
+        InputError: there are too few of them.
+    """
+    draws = {name: _draw(name) for name in names}
+    if len(draws) < 2:
+        raise InputError(f"{source}: is the only source of annotations and lists {len(draws)} images, which cannot be divided "
+                         "into train and val; name the files of the splits with data.splits")
+    val = {name for name, draw in draws.items() if draw < val_fraction} or {min(draws, key=draws.get)}
+    if len(val) == len(draws):
+        val.remove(max(draws, key=draws.get))
+    logger.info("%s: is the only source of annotations, so it is divided: of %d images, the %d whose names' hash is below "
+                "val_fraction %g are the val split", source, len(draws), len(val), val_fraction)
+    return val
 
 
 def _draw(name: str) -> float:
@@ -163,6 +175,22 @@ def _complete(folder: Path, known: dict[str, Files]) -> dict[str, Files]:
     found = look(folder, lambda file: _pattern(file) in patterns and split_of(file.relative_to(folder)) not in ("", *known))
     splits = {**known, **splits_of(found)}
     return {split: splits[split] for split in COCO_NAMES if split in splits}
+
+
+def _around(file: Path) -> dict[str, Files]:
+    """Return the splits of a COCO file and of those like it, whose names say them; a file without a split is divided."""
+    roots = (file.parent, file.parent.parent)
+    for root in roots:
+        found = look(root, lambda other: other == file)
+        if not found:
+            raise InputError(f"{file}: is no COCO file, which has the lists images, annotations and categories")
+        if found[0].images is not None:
+            split = split_of(file.relative_to(roots[1]))
+            known = {split: Files(file, found[0].images)} if split else {}
+            complete = next((splits for root in roots if len(splits := _complete(root, known)) > 1), known)
+            is_named = len(complete) > 1 or split_of(Path(file.name))
+            return complete if is_named else splits_of([found[0]._replace(split="")])
+    raise InputError(f"{file}: the folder of its images is not found; name the folder that holds both, and both with data.splits")
 
 
 def _pattern(file: Path) -> str:

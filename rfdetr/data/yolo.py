@@ -3,7 +3,8 @@
 The labels of `.../images/x.jpg` are in `.../labels/x.txt`, or else beside the image. Category ids are YOLO's class ids; image ids
 count from 0 in the order of the file names. A picture that is listed several times is as many images of the train split, which is
 how people make rare ones count more; other splits have it once. Coordinates refer to pictures as viewers show them, by their EXIF
-orientation.
+orientation. Darknet's and CVAT's obj.data stands for a data.yaml (darknet.py); where it names a train split only, that is divided
+(`layouts.divide`).
 """
 
 import json
@@ -19,11 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfdetr.data.annotations import RawSplit
+from rfdetr.data.darknet import DARKNET_SUFFIX, darknet_file, without_data_folder
 from rfdetr.data.file_names import KINDS as NAME_KINDS
 from rfdetr.data.file_names import NearNames, files_in, pictures_below
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
-from rfdetr.data.layouts import folders_below, split_of
+from rfdetr.data.layouts import VAL_FRACTION, folders_below, split_of, val_names
 from rfdetr.data.segmentations import encode_polygons
 from rfdetr.data.yolo_labels import MAX_BYTES, LabelFile, Labels, join, parse_labels
 from rfdetr.data.yolo_yaml import read_categories, read_data_file, read_line_form, read_paths
@@ -67,6 +69,7 @@ class YoloSplit(NamedTuple):
     missing: tuple[str, ...]  # what points nowhere, with the places that were looked at
     moved: tuple[str, ...]  # what was found by the end of its path alone
     places: tuple[Path, ...]  # what relative paths may be relative to
+    part: str = ""  # "train" or "val" of sources that hold both
 
 
 @contextmanager
@@ -80,14 +83,23 @@ def _refusing() -> Iterator[None]:
 
 @_refusing()
 def find_yolo(folder: Path) -> dict[str, YoloSplit]:
-    """Return the splits of a folder with a data.yaml; a path that does not exist stays, to be refused when it is read."""
-    data_file = next((folder / name for name in DATA_FILES if (folder / name).is_file()), None)
+    """Return the splits of a folder with a data.yaml or an obj.data, or of that file itself.
+
+    A path that does not exist stays, to be refused when it is read.
+    """
+    if folder.is_file():
+        data_file, folder = folder, folder.parent
+    else:
+        data_file = next((folder / name for name in DATA_FILES if (folder / name).is_file()), None) or darknet_file(folder)
     content = {} if data_file is None else read_data_file(data_file)
     if "names" not in content and "nc" not in content:
         return {}
     named = {split: [key for key in keys if key in content] for split, keys in SPLIT_KEYS.items()}
     if any(named.values()):
-        return {split: _locate(data_file, content, keys[0]) for split, keys in named.items() if keys}
+        splits = {split: _locate(data_file, content, keys[0]) for split, keys in named.items() if keys}
+        if data_file.suffix == DARKNET_SUFFIX and "val" not in splits and "train" in splits:
+            splits = {**splits, **{part: splits["train"]._replace(part=part) for part in ("train", "val")}}
+        return splits
     usual = {split: [folder / key / "images" for key in keys if (folder / key / "images").is_dir()]
              for split, keys in SPLIT_KEYS.items()}
     return {split: YoloSplit(data_file, (found[0],), (), (), (folder,)) for split, found in usual.items() if found}
@@ -117,7 +129,7 @@ def suggest_data_file(folder: Path) -> str:
 
 
 @_refusing()
-def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings) -> RawSplit:
+def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings, val_fraction: float = VAL_FRACTION) -> RawSplit:
     """Read the images and labels of a split.
 
     Raises:
@@ -133,6 +145,9 @@ def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings) -> RawS
     images = sorted(listed)
     if not images:
         raise InputError(f"{', '.join(map(str, split.sources))}: no images found; they must be {', '.join(IMAGE_SUFFIXES)} files")
+    if split.part:
+        val = val_names([_short(image, folder) for image in images], val_fraction, split.data_file)
+        images = [image for image in images if (_short(image, folder) in val) == (split.part == "val")]
     label_files = _match_labels(images, folder, findings)
     sizes, parts = np.empty((len(images), 2), dtype=np.int64), []
     segmentations: list[bytes] | None = [] if with_masks else None
@@ -213,7 +228,8 @@ def _candidates(value: str, places: tuple[Path, ...]) -> list[Path]:
     inner = value
     while inner.startswith("../"):
         inner = inner[len("../"):]
-    return list(dict.fromkeys(Path(os.path.normpath(place / path)) for path in (inner, value) for place in places))
+    tried = (inner, value, without_data_folder(value))
+    return list(dict.fromkeys(Path(os.path.normpath(place / path)) for path in tried for place in places))
 
 
 def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:

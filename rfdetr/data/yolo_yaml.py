@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rfdetr.data.darknet import DARKNET_SUFFIX, read_darknet
 from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.label_map import Category
 from rfdetr.data.yolo_labels import LineForm
@@ -50,6 +51,8 @@ def read_data_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is not YAML.
     """
+    if path.suffix == DARKNET_SUFFIX:
+        return read_darknet(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
     except (yaml.YAMLError, UnicodeDecodeError, OverflowError) as error:
