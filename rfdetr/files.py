@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rfdetr.errors import InputError
+
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
@@ -34,6 +36,22 @@ def appearing_folder(folder: Path, partial: Path) -> Iterator[None]:
         partial.replace(folder)  # takes the place of an empty folder
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Give a folder beside `output` to write into, and rename it when all went well; otherwise nothing is left.
+
+    Raises:
+        InputError: `output` holds something, or is being written.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output}: exists and is not an empty folder; choose another, or delete it")
+    partial = output.with_name(f"{output.name}.partial")
+    if partial.exists():
+        raise InputError(f"{partial}: exists, so {output} is being made, or that was stopped; if it was stopped, delete it")
+    with appearing_folder(output, partial):
+        yield partial
 
 
 def write_json(path: Path, content: Any) -> None:

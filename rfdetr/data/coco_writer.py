@@ -1,5 +1,6 @@
 """COCO's entries of images and objects as they are written: for shards, corrected copies and the made-up data set alike."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,13 @@ def row_entry(raw: RawSplit, row: int, number: int) -> dict[str, Any]:
         number, image_id=int(raw.image_ids[raw.image_indices[row]]), category_id=int(raw.category_ids[row]),
         box=raw.boxes[row].tolist(), area=area if np.isfinite(area) else None, is_crowd=bool(raw.is_crowd[row]),
         segmentation=None if raw.segmentations is None else decode(raw.segmentations[row]))
+
+
+def split_content(raw: RawSplit, images: Iterable[int] | None = None, rows: Iterable[int] | None = None) -> dict[str, Any]:
+    """Return the content of a COCO file of a split, or of some of its images and objects; ids of annotations count from 1."""
+    images, rows = (range(len(all_)) if some is None else some for some, all_ in ((images, raw.image_ids), (rows, raw.boxes)))
+    return {
+        "images": [image_entry(raw, index) for index in images],
+        "annotations": [row_entry(raw, row, number) for number, row in enumerate(rows, start=1)],
+        "categories": [category._asdict() for category in raw.categories],
+    }

@@ -4,8 +4,6 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from rfdetr.data.formats import Paths, available_splits, detect_format, read_spl
 from rfdetr.data.images import IMAGE_SUFFIXES
 from rfdetr.data.shards import CATEGORIES, find_shards, scan_shards
 from rfdetr.errors import InputError
-from rfdetr.files import appearing_folder, write_json
+from rfdetr.files import new_folder, write_json
 
 MEGABYTE = 10**6
 
@@ -37,7 +35,7 @@ def pack_dataset(
     """
     format = detect_format(dataset_dir, format) if paths is None else format
     packed = {}
-    with _new_folder(output) as folder:
+    with new_folder(output) as folder:
         for split in available_splits(dataset_dir, format, paths):
             packed[split] = read_split(dataset_dir, split, format=format, paths=paths, with_masks=True, **reading)
             pack_split(packed[split], folder, split, shard_mb * MEGABYTE)
@@ -58,7 +56,7 @@ def pack_split(raw: RawSplit, folder: Path, split: str, shard_bytes: int) -> Non
     for index, name in enumerate(tqdm(raw.file_names, desc=split, unit="images", disable=not sys.stderr.isatty())):
         if tar is None:
             tar = tarfile.open(folder / f"{split}-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT)
-        picture = _read_picture(raw, name)
+        picture = read_picture(raw, name)
         rows = order[ends[index - 1] if index else 0 : ends[index]]
         key = f"{raw.image_ids[index]:012d}"
         _add(tar, f"{key}{Path(name).suffix.lower()}", picture)
@@ -73,7 +71,8 @@ def _entry(raw: RawSplit, index: int, rows: np.ndarray) -> dict[str, Any]:
     return {**image_entry(raw, index), "annotations": [row_entry(raw, row, row + 1) for row in rows.tolist()]}
 
 
-def _read_picture(raw: RawSplit, name: str) -> bytes:
+def read_picture(raw: RawSplit, name: str) -> bytes:
+    """Return the content of the file of a picture."""
     if not name.lower().endswith(IMAGE_SUFFIXES):
         raise InputError(f"{raw.source}: {name!r} has none of the endings {', '.join(IMAGE_SUFFIXES)}; rename the file")
     if raw.open_image is not None:
@@ -92,15 +91,3 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """Give a folder beside `output` to write into, and rename it when all went well; otherwise nothing is left."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output {output}: exists and is not an empty folder; choose another, or delete it")
-    partial = output.with_name(f"{output.name}.partial")
-    if partial.exists():
-        raise InputError(f"{partial}: exists, so {output} is being packed, or that was stopped; if it was stopped, delete it")
-    with appearing_folder(output, partial):
-        yield partial

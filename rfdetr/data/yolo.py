@@ -114,7 +114,7 @@ def suggest_data_file(folder: Path) -> str:
     first = {Path(place): min((name for name in files_in(place) if name.lower().endswith(IMAGE_SUFFIXES)), default="")
              for place in folders_below(folder)}  # a picture of each folder
     labelled = [place for place, name in first.items()
-                if name and any((labels / f"{Path(name).stem}.txt").is_file() for labels in (_label_folder(place), place))]
+                if name and any((labels / f"{Path(name).stem}.txt").is_file() for labels in (label_folder(place), place))]
     if not labelled:
         return ""
     lists = [folder / name for name in NAME_LISTS if (folder / name).is_file()]
@@ -275,28 +275,27 @@ def _match_labels(images: list[Path], folder: Path, findings: Findings) -> dict[
         by_folder[image.parent].append(image)
     found, without, sharing = {}, [], defaultdict(list)
     for image_folder, members in by_folder.items():
-        label_folders = [path for path in (_label_folder(image_folder), image_folder) if path.is_dir()]
-        names = {path: set(os.listdir(path)) for path in label_folders}
+        names = {path: set(os.listdir(path)) for path in (label_folder(image_folder), image_folder) if path.is_dir()}
         for image in members:
             name = f"{image.stem}.txt"
-            label_folder = next((path for path in label_folders if name in names[path]), None)
-            if label_folder is None:
+            place = next((path for path in names if name in names[path]), None)
+            if place is None:
                 without.append(image)
             else:
-                found[image] = label_folder / name
-                sharing[label_folder / name].append(image.name)
+                found[image] = place / name
+                sharing[place / name].append(image.name)
         _report_orphans(image_folder, names, folder, findings)
     findings.add("label_shared", KINDS["label_shared"],
                  [f"{_short(path, folder)} ({', '.join(names)})" for path, names in sharing.items() if len(names) > 1])
     if not found:
-        looked = [f"{_short(path, folder)} (its labels would be in {_short(_label_folder(path), folder)})" for path in by_folder]
+        looked = [f"{_short(path, folder)} (its labels would be in {_short(label_folder(path), folder)})" for path in by_folder]
         findings.add("no_labels", KINDS["no_labels"], looked)
     else:
         findings.add("background_image", KINDS["background_image"], [_short(image, folder) for image in without])
     return found
 
 
-def _label_folder(image_folder: Path) -> Path:
+def label_folder(image_folder: Path) -> Path:
     """Put "labels" in the place of the last "images" of a path."""
     parts = list(image_folder.parts)
     for index in reversed(range(len(parts))):
@@ -309,13 +308,13 @@ def _report_orphans(image_folder: Path, names: dict[Path, set[str]], folder: Pat
     """Report the label files that belong to none of a folder's images."""
     stems = {os.path.splitext(name)[0] for name in os.listdir(image_folder) if name.lower().endswith(IMAGE_SUFFIXES)}
     folded = {stem.lower() for stem in stems}
-    for label_folder, content in names.items():
+    for place, content in names.items():
         orphans = sorted(name for name in content if name.endswith(".txt") and name[: -len(".txt")] not in stems)
-        orphans = [name for name in orphans if _is_label_file(label_folder / name)]
+        orphans = [name for name in orphans if _is_label_file(place / name)]
         by_case = [name for name in orphans if name[: -len(".txt")].lower() in folded]
         others = [name for name in orphans if name not in by_case]
         for kind, group in (("label_name_case", by_case), ("label_without_image", others)):
-            findings.add(kind, KINDS[kind], [_short(label_folder / name, folder) for name in group])
+            findings.add(kind, KINDS[kind], [_short(place / name, folder) for name in group])
 
 
 def _is_label_file(path: Path) -> bool:
@@ -349,9 +348,14 @@ def _sizes(pool: ThreadPoolExecutor, images: list[Path], findings: Findings) -> 
     return np.array([size or UNKNOWN_SIZE for size in sizes], dtype=np.int64)
 
 
+def to_pixels(points: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return fractions (n, 2) in pixels (2n,) as before they were divided: drawing rounds halves, so the last bits count."""
+    return np.round(points * scale, 9).ravel()
+
+
 def _segmentations(labels: Labels, sizes: np.ndarray) -> list[bytes]:
     scales = sizes[labels.image_indices][:, ::-1]
-    return encode_polygons([[] if points is None else [(points * scale).ravel()]
+    return encode_polygons([[] if points is None else [to_pixels(points, scale)]
                             for points, scale in zip(labels.polygons, scales)])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from rfdetr.data.annotations import cut_boxes
-from rfdetr.data.coco_writer import image_entry, row_entry
+from rfdetr.data.coco_writer import split_content
 from rfdetr.datacheck.boxes import upright
 from rfdetr.datacheck.dataset_check import DatasetCheck
 from rfdetr.datacheck.kinds import all_kinds
@@ -35,7 +35,8 @@ def write_fixed(check: DatasetCheck, folder: Path) -> Path:
         if found.name == "unreadable_split":
             raise InputError(f"--fix: the {found.split} split cannot be read ({found.examples[0]})")
     if any(split.raw.open_image is not None for split in check.splits.values()):
-        raise InputError(f"--fix: {check.dataset_dir} holds shards; mend the data set that they were made of, and pack it again")
+        raise InputError(f"--fix: {check.dataset_dir} has pictures inside of other files; mend the data set that they were "
+                         "made of, or write them out by rfdetr convert")
     fixed = {name: fixed_content(split) for name, split in check.splits.items()}
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
@@ -63,11 +64,7 @@ def fixed_content(split: SplitCheck) -> dict[str, Any]:
     is_cut = (boxes != raw.boxes).any(axis=1)
     areas = np.where(is_cut, np.fmin(raw.areas, box_areas), np.where(np.isnan(raw.areas), box_areas, raw.areas))
     fixed = replace(raw, boxes=boxes, areas=areas)
-    return {
-        "images": [image_entry(raw, index) for index in np.flatnonzero(images).tolist()],
-        "annotations": [row_entry(fixed, row, number) for number, row in enumerate(np.flatnonzero(objects).tolist(), start=1)],
-        "categories": [category._asdict() for category in raw.categories],
-    }
+    return split_content(fixed, np.flatnonzero(images).tolist(), np.flatnonzero(objects).tolist())
 
 
 def _kept(split: SplitCheck, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

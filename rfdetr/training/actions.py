@@ -13,6 +13,7 @@ from engine.device import resolve_device, use_device
 from engine.distributed import is_main_process, process_group
 from engine.precision import resolve_precision
 from rfdetr.config import VARIANTS
+from rfdetr.data.converting import convert_dataset
 from rfdetr.data.packing import MEGABYTE, pack_dataset
 from rfdetr.data.shards import find_shards
 from rfdetr.datacheck import has_errors, to_dict, to_text, write_fixed
@@ -119,6 +120,21 @@ def pack(data: DataConfig, output: Path, *, shard_mb: int) -> ExitCode:
         raw, megabytes = packed[split], sum(shards.sizes.values()) / MEGABYTE
         sys.stdout.write(f"{split}: {len(raw.image_ids)} images, {len(raw.boxes)} objects in {len(shards.sizes)} shards, "
                          f"{megabytes:.1f} MB\n")
+    sys.stdout.write(f"train on it with: --data.dataset_dir {output}\n")
+    return ExitCode.DONE
+
+
+def convert(data: DataConfig, arguments: Namespace) -> ExitCode:
+    """Write all splits in another format, and say what it cannot keep."""
+    output = Path(arguments.output).expanduser().absolute()
+    folder, format = data_folder(data)
+    done = convert_dataset(folder, output, to=arguments.to, format=format, paths=data.splits, pictures=arguments.pictures,
+                           with_masks=not arguments.boxes_only, val_fraction=data.val_fraction, allow_outside=data.allow_outside)
+    for split, found in done.items():
+        lines = [f"{split}: {found.images} images, {found.objects} objects", *found.notes()]
+        sys.stdout.write(printable("\n  ".join(lines)) + "\n")
+    if arguments.pictures == "link":
+        sys.stdout.write("its pictures are links to where they lie; --pictures copy makes a folder that can be moved\n")
     sys.stdout.write(f"train on it with: --data.dataset_dir {output}\n")
     return ExitCode.DONE
 

@@ -1,4 +1,4 @@
-"""The commands ``rfdetr fit | validate | test | predict | check | pack | benchmark``, which the files in tools/ run as well.
+"""The commands ``rfdetr fit | validate | test | predict | check | pack | convert | benchmark``, which tools/ has as files too.
 
 Here they read their command lines. What they do then is in actions.py, which is imported once the words make sense: help and
 bad input are answered without waiting for torch.
@@ -138,11 +138,16 @@ def check(argv: Sequence[str] | None = None) -> ExitCode:
     return _actions().check(_data_config(parser, arguments), arguments)
 
 
-def _data_parser(command: Callable) -> ArgumentParser:
-    """Make the parser of a command that is about a data set; it takes a run's configuration, for the section data."""
+def _data_parser(command: Callable, *also: str) -> ArgumentParser:
+    """Make the parser of a command that is about a data set; it takes a run's configuration, for the section data.
+
+    Args:
+        also: other names of ``--format``.
+    """
     parser = make_parser(RunConfig, command.__doc__, _prog(command.__name__))
     parser.add_argument("--dataset_dir", default=SUPPRESS, help="folder of the data set (short for --data.dataset_dir)")
-    parser.add_argument("--format", default=SUPPRESS, help="its layout, found out by looking (short for --data.format)")
+    parser.add_argument("--format", *also, dest="format", default=SUPPRESS,
+                        help="its layout, found out by looking (short for --data.format)")
     return parser
 
 
@@ -164,6 +169,20 @@ def pack(argv: Sequence[str] | None = None) -> ExitCode:
     if "output" not in arguments:
         raise InputError("--output: is missing; see --help")
     return _actions().pack(_data_config(parser, arguments).data, Path(arguments.output), shard_mb=arguments.shard_mb)
+
+
+def convert(argv: Sequence[str] | None = None) -> ExitCode:
+    """Write a data set of any format as COCO or YOLO."""
+    parser, argv = _data_parser(convert, "--from"), _words(argv)
+    parser.add_argument("--to", type=Literal["coco", "yolo"], default=SUPPRESS, help="the format to write (required)")
+    parser.add_argument("--output", default=SUPPRESS, help="folder of the new data set; new or empty (required)")
+    parser.add_argument("--pictures", type=Literal["link", "copy"], default="link", help="symbolic links to them, or copies")
+    parser.add_argument("--boxes_only", action="store_true", help="leave masks out")
+    arguments = parse(RunConfig, parser, argv)
+    for name in ("to", "output"):
+        if name not in arguments:
+            raise InputError(f"--{name}: is missing; see --help")
+    return _actions().convert(_data_config(parser, arguments).data, arguments)
 
 
 def benchmark(argv: Sequence[str] | None = None) -> ExitCode:
@@ -202,5 +221,5 @@ def _prog(command: str) -> str | None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "fit": fit, "validate": validate, "test": test, "predict": predict, "check": check, "pack": pack,
-    "benchmark": benchmark,
+    "convert": convert, "benchmark": benchmark,
 }

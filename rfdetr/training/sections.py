@@ -93,10 +93,11 @@ class DataConfig:
     """Where the images are, and how they become batches."""
 
     dataset_dir: str | None = None
-    """Folder of the data set, or an address of shards (s3://...); where format is "shapes" the data set is made in it."""
-    format: Literal["auto", "coco", "roboflow", "yolo", "objects365", "shards", "shapes"] = "auto"
-    """Layout of the folder: COCO's, Roboflow's COCO export, YOLO's data.yaml, Objects365's, tar shards, our made-up shapes, or
-    found out by looking."""
+    """Folder of the data set, or its data.yaml, COCO file or obj.data, or an address of shards (s3://...); where format is
+    "shapes" the data set is made in it."""
+    format: Literal["auto", "coco", "roboflow", "yolo", "voc", "labelme", "objects365", "shards", "shapes"] = "auto"
+    """Layout of the folder: COCO's, Roboflow's COCO export, YOLO's data.yaml or Darknet's obj.data, Pascal VOC's XML, LabelMe's
+    JSON, Objects365's, tar shards, our made-up shapes, or found out by looking."""
     batch_size: int | Literal["auto"] = 4
     """Images of a batch, in each process; auto (with train.effective_batch): the largest that fits into memory."""
     eval_batch_size: int | None = None

@@ -59,7 +59,7 @@ def test_nothing_is_written_over(dataset_dir, tmp_path):
     (output / "mine.txt").unlink()
     assert pack(dataset_dir, output) == 0
     (tmp_path / "other.partial").mkdir()
-    with pytest.raises(InputError, match="other.partial: exists, so .*other is being packed"):
+    with pytest.raises(InputError, match="other.partial: exists, so .*other is being made"):
         pack(dataset_dir, tmp_path / "other")
 
 
