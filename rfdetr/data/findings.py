@@ -78,7 +78,7 @@ class Findings:
         counted = [finding for finding in self if split in (None, finding.split)]
         if any(finding.kind.severity == "error" and finding.name not in but for finding in counted):
             lines = [f"{finding.kind.severity}: {finding}" for finding in counted]
-            raise InputError("\n  ".join([f"{source}: the data set cannot be trained on as it is:", *lines]))
+            raise InputError("\n  ".join([f"{source}: the data set cannot be used as it is:", *lines]))
         for finding in counted:
             if finding.kind.severity == "warning" or finding.name in but:
                 logger.warning("%s", finding.brief())

@@ -36,7 +36,7 @@ KINDS = {
     "far_polygon": Kind("warning", "boxes", "masks that reach far out of their image, cut off near it",
                         "look whether they belong to another image", "repairs"),
     "short_polygon": Kind("warning", "boxes", "masks with polygons of fewer than three corners, which cover nothing",
-                          "draw them again or delete them", "repairs"),
+                          "draw them again", "repairs"),
 }
 Note = Callable[[str, str], None]
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from rfdetr.data.findings import Kind
 from rfdetr.datacheck.image_facts import ImageFacts, grey_levels
@@ -19,21 +21,25 @@ from rfdetr.datacheck.split_check import SplitCheck
 MAX_BITS = 20  # of 256 that may differ
 BANDS, BAND_BITS = 21, 12
 MIN_CORRELATION = 0.95  # of the thumbnails; plain backgrounds alone make hashes alike
+MANY = 8  # pictures that look alike, from one to the next, are no copies: a camera that stands still
 MAX_COMPARED = 64  # neighbours, in a band that very many pictures share, such as the frames of one still camera
 
 KINDS = {
     "identical_to_train": Kind("error", "images", "files that are identical to one of the train split",
-                               "delete them from one of the splits: metrics on images that were trained on say nothing"),
+                               "keep each in one split only: metrics on images that were trained on say nothing"),
     "identical_across": Kind("warning", "images", "files that are identical to one of the val split",
                              "keep each in one split only"),
     "identical": Kind("warning", "images", "files that are identical to another of the split",
-                      "delete the copies, or their boxes count twice"),
+                      "keep one of each, or their boxes count twice"),
     "similar_to_train": Kind("warning", "images", "images that look almost like one of the train split",
                              "metrics here will be too high; divide by scene or video to know how the model does on new ones"),
     "similar_across": Kind("info", "images", "images that look almost like one of the val split",
                            "keep like images in one split"),
     "similar": Kind("info", "images", "images that look almost like another of the split",
                     "near copies teach little; keep one of each"),
+    "fixed_camera": Kind("info", "images", "images that look almost like many others of the split: a fixed camera?",
+                         "they are no copies where what is before the camera differs, so keep them; divide by camera or by day, "
+                         "so that metrics say how the model does on new scenes"),
 }
 
 
@@ -50,11 +56,15 @@ def check_duplicates(splits: dict[str, SplitCheck], facts: dict[str, list[ImageF
     places = [(name, index) for name in splits for index in range(len(facts[name]))]
     flat = [facts[name][index] for name, index in places]
     twins: dict[tuple[str, int], dict[str, Twin]] = defaultdict(dict)  # image -> kind -> the nearest copy
-    for first, second, bits in [*_identical(flat), *_similar(flat)]:
+    similar = list(_similar(flat))
+    of_camera = _in_large_groups([(one, other) for one, other, _ in similar if places[one][0] == places[other][0]], len(flat))
+    for first, second, bits in [*_identical(flat), *similar]:
         (one, index), (other, other_index) = places[first], places[second]  # splits are in the order train, val, test
         if _same_file(splits[one], index, splits[other], other_index):
             continue  # reported from the names
         prefix = "identical" if bits is None else "similar"
+        if prefix == "similar" and one == other and of_camera[first]:
+            continue  # reported of all together
         kind = prefix if one == other else f"{prefix}_to_train" if one == "train" else f"{prefix}_across"
         twin = Twin(one, index, bits or 0)
         known = twins[other, other_index].setdefault(kind, twin)
@@ -66,6 +76,18 @@ def check_duplicates(splits: dict[str, SplitCheck], facts: dict[str, list[ImageF
         worst[kind, name][index] = kinds[kind]
     for (kind, name), found in worst.items():
         _note(splits, kind, name, found)
+    for name, split in splits.items():
+        alike = [index for place, (one, index) in enumerate(places) if one == name and of_camera[place]]
+        names = ", ".join(split.raw.file_names[index] for index in alike[:3])
+        split.note("fixed_camera", KINDS["fixed_camera"], [f"{len(alike)} of {len(facts[name])}: {names}, ..."] if alike else [],
+                   len(alike))
+
+
+def _in_large_groups(pairs: list[tuple[int, int]], count: int) -> np.ndarray:
+    """Tell which of `count` pictures (n,) bool are in a group of `MANY` or more that such pairs hold together."""
+    ends = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    groups = connected_components(coo_matrix((np.ones(len(pairs)), ends), shape=(count, count)), directed=False)[1]
+    return np.bincount(groups)[groups] >= MANY if count else np.zeros(0, dtype=bool)
 
 
 def _note(splits: dict[str, SplitCheck], kind: str, name: str, found: dict[int, Twin]) -> None:

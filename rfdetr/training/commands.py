@@ -20,7 +20,7 @@ from rfdetr.training.benchmark import ROWS, Side, check_rows
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import RunConfig
 from rfdetr.training.installation import check_installation
-from rfdetr.training.parsing import check_words, make_config, make_parser, parse, set_defaults
+from rfdetr.training.parsing import check_words, make_config, make_parser, parse, parse_over
 
 CHECKPOINT_FLAGS = ("--checkpoint", "--ckpt_path")
 
@@ -67,8 +67,7 @@ def validate(argv: Sequence[str] | None = None, *, split: str = "val") -> ExitCo
     path = _checkpoint_path(argv)
     check_words(RunConfig, parser, argv)
     checkpoint, settings = _actions().read_settings(path)
-    set_defaults(RunConfig, parser, settings)
-    arguments = parse(RunConfig, parser, argv)
+    arguments = parse_over(RunConfig, parser, settings, lambda: parse(RunConfig, parser, argv))
     config = make_config(RunConfig, parser, arguments)
     return _actions().validate(checkpoint, config, path, split=arguments.split, use_ema=arguments.use_ema,
                                output=arguments.get("output"))

@@ -24,7 +24,7 @@ from rfdetr.training.command_line import shown_log
 from rfdetr.training.config import RunConfig
 from rfdetr.training.data import build_eval_loader, open_split
 from rfdetr.training.device import choose_device
-from rfdetr.training.parsing import make_config, make_parser, plain_errors, set_defaults
+from rfdetr.training.parsing import make_config, make_parser, parse_over, plain_errors
 from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ def evaluate(
 def config_of(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a checkpoint's run, with other settings over it."""
     parser = make_parser(RunConfig, "")
-    set_defaults(RunConfig, parser, trusted_settings(checkpoint["args"]))
     with plain_errors():
-        arguments = parser.parse_object(dict(settings))
+        arguments = parse_over(RunConfig, parser, trusted_settings(checkpoint["args"]),
+                               lambda: parser.parse_object(dict(settings)))
     return make_config(RunConfig, parser, arguments)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -73,6 +73,19 @@ def set_defaults(run_class: type, parser: ArgumentParser, settings: Mapping[str,
         if isinstance(values, dict):
             with plain_errors():
                 parser.set_defaults({f"{name}.{key}": value for key, value in values.items() if key in known})
+
+
+def parse_over(
+    run_class: type, parser: ArgumentParser, settings: Mapping[str, Any], read: Callable[[], Namespace]
+) -> Namespace:
+    """Return what `read` parses over the settings of a checkpoint, which do not say how other data than its own are stored."""
+    set_defaults(run_class, parser, settings)
+    arguments = read()
+    own = settings.get("data")
+    if not isinstance(own, Mapping) or arguments["data.dataset_dir"] != own.get("dataset_dir"):
+        set_defaults(run_class, parser, {"data": {"format": "auto", "splits": None}})
+        arguments = read()
+    return arguments
 
 
 def make_config(run_class: type, parser: ArgumentParser, namespace: Namespace) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from rfdetr import VARIANTS, build_model, official_state_dict
+from rfdetr.data.converting import convert_dataset
 from rfdetr.errors import InputError
+from rfdetr.training import evaluate as evaluate_file
 from rfdetr.training.commands import validate
+from rfdetr.weights import read_checkpoint
 
 
 @pytest.fixture
@@ -59,6 +63,28 @@ def test_overrides_go_over_the_settings_of_the_checkpoint(evaluate, dataset_dir,
     content = evaluate("--data.dataset_dir", str(moved), "--eval.per_class", "false")
     assert content["per_class"]["bright"]["objects"] == 3
     assert "val/AP/bright" not in content["metrics"]
+
+
+@pytest.mark.parametrize("how", ["command", "python"])
+def test_other_data_are_found_by_looking_and_nothing_is_to_be_deleted(evaluate, finished_run, dataset_dir, tmp_path, caplog, how):
+    """The checkpoint's run read Roboflow's layout; the other data are YOLO's, frames of one camera, and have faults."""
+    folder = tmp_path / "yolo"
+    convert_dataset(dataset_dir, folder, to="yolo", pictures="copy")
+    (folder / "labels" / "val" / "lost.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    content = read_checkpoint(finished_run / "checkpoint_best_total.pth")
+    content["args"]["data"].update(format="roboflow", splits={"val": {"annotations": "gone.json", "images": "gone"}})
+    torch.save(content, tmp_path / "other.pth")
+    before = evaluate()["metrics"]
+    if how == "python":
+        metrics = evaluate_file(tmp_path / "other.pth", data={"dataset_dir": str(folder)})["metrics"]
+    else:
+        metrics = evaluate("--checkpoint", str(tmp_path / "other.pth"), "--data.dataset_dir", str(folder))["metrics"]
+    assert metrics == pytest.approx(before, abs=1e-6)
+    assert "label files without an image" in caplog.text and not re.search("delete|remove", caplog.text)
+    (folder / "images" / "val" / "0.png").write_text("damaged")
+    with pytest.raises(InputError, match="images whose size cannot be read") as caught:
+        evaluate("--data.dataset_dir", str(folder))
+    assert not re.search("delete|remove", str(caught.value))
 
 
 def test_a_configuration_file_goes_over_the_checkpoint(evaluate, tmp_path):

@@ -222,7 +222,7 @@ def test_broken_data_set_gives_one_message_a_kind(write_yolo, caplog):
         open_train(folder)
     message = str(caught.value)
     head, *lines = message.split("\n")
-    assert head == f"{folder}/data.yaml: the data set cannot be trained on as it is:"
+    assert head == f"{folder}/data.yaml: the data set cannot be used as it is:"
     assert [line.split(":")[0].strip() for line in lines] == ["error"] * 3 + ["warning"] * 2 + ["info"] * 3
     assert "train: 2 label lines whose class id is not among the names of data.yaml (train/labels/a.txt:1: 7 0.5" in message
     assert "1 label lines with commas (train/labels/d.txt:1: 0 0,5" in message

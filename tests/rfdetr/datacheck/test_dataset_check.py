@@ -480,7 +480,23 @@ def test_many_alike_frames_are_compared_with_their_neighbours_only(dataset, foun
         image = {"id": 1000 + number, "file_name": f"still_{number}.png", "height": 120, "width": 160}
         dataset.content["train"]["images"].append(image)
         dataset.content["train"]["annotations"].append({**dataset.cat(0), "id": number, "image_id": image["id"]})
-    assert found(dataset.check()) == {("train", "similar"): 150}
+    check = dataset.check()
+    assert found(check) == {("train", "fixed_camera"): 151}
+    (camera,) = check.findings
+    assert camera.examples == ["151 of 162: train_1.jpg, still_0.png, still_1.png, ..."] and "delete" not in str(camera)
+
+
+def test_few_alike_pictures_are_copies_and_many_a_fixed_camera(dataset, found):
+    frame = Image.open(dataset.path("train", "train_1.jpg")).convert("RGB")
+    for number in range(7):
+        expected = {("train", "similar"): number} if 0 < number < 7 else {}
+        assert found(dataset.check()) == expected
+        frame.putpixel((0, 0), (number, 0, 0))
+        frame.save(dataset.path("train", f"still_{number}.png"))
+        image = {"id": 1000 + number, "file_name": f"still_{number}.png", "height": 120, "width": 160}
+        dataset.content["train"]["images"].append(image)
+        dataset.content["train"]["annotations"].append({**dataset.cat(0), "id": number, "image_id": image["id"]})
+    assert found(dataset.check()) == {("train", "fixed_camera"): 8}
 
 
 def test_files_of_a_layout_of_ones_own(dataset, found):
