@@ -7,8 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from numbers import Integral, Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from rfdetr.data.images import MAX_PIXELS
 from rfdetr.data.label_map import LabelMap
 from rfdetr.detections import Prediction
 from rfdetr.errors import InputError
-from rfdetr.prediction import Picture, check_precision, find_pictures, predict, to_pixels
+from rfdetr.prediction import Picture, check_precision, predict, to_pixels
+from rfdetr.sources import find_pictures
 from rfdetr.tiles import MIN_TILE, join, tile_places
 from rfdetr.values import whole_number
+from rfdetr.video import Video, is_video
 from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -103,8 +105,9 @@ class Detector:
         """Find objects on pictures.
 
         Args:
-            images: a picture, several of them, or a folder (and those within it). A picture is a path, a PIL image, an array
-                (h, w, 3) or a tensor (3, h, w), RGB; `rfdetr.prediction.to_pixels` says more.
+            images: a picture, several of them, or what `rfdetr.sources.find_pictures` takes: a folder (and those within it), a
+                pattern, a list. A picture is a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w), RGB;
+                `rfdetr.prediction.to_pixels` says more. Or a video, as `stream` takes it, whose results all stay in memory.
             threshold: only what scores higher is returned, 0 to 1.
             classes: names of the classes to return; None: all.
             max_detections: the best of each picture, at most so many.
@@ -118,18 +121,34 @@ class Detector:
         Raises:
             InputError: something cannot be a picture or an argument; it says what and why.
         """
+        return list(self.stream(images, threshold, classes, max_detections, tile, batch_size))
+
+    def stream(
+        self, source: Picture | Iterable[Picture] | int, threshold: float = 0.5, classes: str | Sequence[str] | None = None,
+        max_detections: int | None = None, tile: int | None = None, batch_size: int = 1,
+    ) -> Iterator[Prediction]:
+        """Give what `predict` returns one picture after the other, so that any number of them takes no more memory.
+
+        Args:
+            source: as `images` of `predict`; the file of a video, the number of a camera, the address of a stream
+                ("rtsp://..."), through PyAV; or an endless iterable of pictures. The rest is as there.
+        """
         check_numbers(threshold, batch_size=batch_size, max_detections=max_detections, tile=tile)
-        labels, listed, predictions = self._labels(classes), _listed(images), []
+        return self._stream(_listed(source), threshold, self._labels(classes), max_detections, tile, batch_size)
+
+    def _stream(
+        self, named: Iterable[tuple[str | None, Picture]], threshold: float, labels: Tensor, max_detections: int | None,
+        tile: int | None, batch_size: int,
+    ) -> Iterator[Prediction]:
         self.model.eval()
-        for start in range(0, len(listed), batch_size):
-            batch = listed[start : start + batch_size]
+        remaining = iter(named)
+        while batch := list(islice(remaining, batch_size)):
             opened = [to_pixels(image, **self.reading) for _, image in batch]
             for (name, image), found in zip(batch, self._detect(opened, threshold, labels, tile, batch_size)):
                 arrays = {key: value[:max_detections].numpy() for key, value in found.items()}
                 masks = arrays.pop("masks", None)
-                predictions.append(Prediction(**arrays, masks=None if masks is None else masks[:, 0], label_map=self.label_map,
-                                              file_name=name, pixels=functools.partial(to_pixels, image, **self.reading)))
-        return predictions
+                yield Prediction(**arrays, masks=None if masks is None else masks[:, 0], label_map=self.label_map,
+                                 file_name=name, pixels=functools.partial(to_pixels, image, **self.reading))
 
     def warm_up(self, batch_size: int = 1, repeats: int = 10) -> float:
         """Do what is slow the first time, then return the images a second of `predict`, on blank ones of the input's size.
@@ -184,14 +203,22 @@ def check_numbers(threshold: float = 0.0, *, option: str = "", **counts: int | N
         raise InputError(f"{option}threshold: {threshold!r} is not possible; scores are between 0 and 1")
 
 
-def _listed(images: Picture | Iterable[Picture]) -> list[tuple[str | None, Picture]]:
-    """Return pictures with their names, None where they are no files."""
+def _listed(images: Picture | Iterable[Picture] | int) -> Iterable[tuple[str | None, Picture]]:
+    """Return pictures with their names, None where they are no files; frames have their number behind the video's."""
+    if is_video(images):
+        return _frames(Video(images))
     if isinstance(images, (str, os.PathLike)):
-        return find_pictures(Path(images))
+        return find_pictures(images)
     is_batch = isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4
     is_one = isinstance(images, (np.ndarray, Tensor)) or not isinstance(images, Iterable)
-    pictures = [images] if is_one and not is_batch else list(images)
-    return [(str(image) if isinstance(image, (str, os.PathLike)) else None, image) for image in pictures]
+    pictures = [images] if is_one and not is_batch else images
+    return ((str(image) if isinstance(image, (str, os.PathLike)) else None, image) for image in pictures)
+
+
+def _frames(video: Video) -> Iterator[tuple[str, np.ndarray]]:
+    with video:
+        for frame in video:
+            yield f"{video.name}:{frame.number:06d}", frame.pixels
 
 
 def _count(value: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 
@@ -12,9 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rfdetr.data.deep_pixels import DeepPixels
-from rfdetr.data.file_names import pictures_below
 from rfdetr.data.images import (
-    IMAGE_SUFFIXES,
     MAX_PIXELS,
     TURNS,
     fit_size,
@@ -149,20 +146,6 @@ def _eight_bits(values: np.ndarray, white_level: int | None) -> np.ndarray | Ima
     if values.dtype != np.uint8:
         raise ValueError(f"its values are {values.dtype}; they must be uint8, uint16, or floats from 0 to 1")
     return values
-
-
-def find_pictures(source: Path) -> list[tuple[str, Path]]:
-    """Return names relative to `source` and paths, folders within folders included, frame 2 before frame 10."""
-    if source.is_file():
-        return [(source.name, source)]
-    if not source.is_dir():
-        raise InputError(f"{source}: there is no such file or folder")
-    paths = [Path(entry) for entry in pictures_below(str(source))]
-    if not paths:
-        raise InputError(f"{source}: no images in it ({', '.join(IMAGE_SUFFIXES)}); write out the frames of a video first: "
-                         "ffmpeg -i video.mp4 frames/%06d.jpg")
-    named = [(path.relative_to(source).as_posix(), path) for path in paths]
-    return sorted(named, key=lambda pair: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", pair[0])])
 
 
 def drawn_paths(folder: Path, names: Sequence[str]) -> list[Path]:

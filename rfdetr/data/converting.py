@@ -91,7 +91,8 @@ def convert_dataset(
 
 def _target_names(raw: RawSplit, done: Converted, *, unique_stems: bool) -> list[str]:
     """Return the pictures' names below a folder of the split, without the folders that all have in front."""
-    plain = {name: [part for part in PurePath(name).parts if part not in (PurePath(name).anchor, "..")] for name in raw.file_names}
+    plain = {name: [part for part in PurePath(name).parts if part not in (PurePath(name).anchor, "..")]
+             for name in raw.file_names}
     common = os.path.commonprefix([parts[:-1] for parts in plain.values()])
     chosen: dict[str, str] = {}
     taken: set[str] = set()

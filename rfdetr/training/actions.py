@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from rfdetr.datacheck.sheet import draw_sheet
 from rfdetr.detector import check_numbers, load
 from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
-from rfdetr.prediction import find_pictures
+from rfdetr.sources import find_pictures
 from rfdetr.training.benchmark import Side, run_benchmark
 from rfdetr.training.benchmark import to_text as benchmark_text
 from rfdetr.training.command_line import ExitCode, bad_input
@@ -35,6 +36,7 @@ from rfdetr.training.prediction import check_output, predict_into
 from rfdetr.training.run import train
 from rfdetr.training.sections import DataConfig, LogConfig
 from rfdetr.training.tables import evaluation_tables
+from rfdetr.video import Video, is_video
 from rfdetr.weights import read_checkpoint
 
 STATUS_CODES = {"done": ExitCode.DONE, "interrupted": ExitCode.INTERRUPTED, "non_finite": ExitCode.NON_FINITE,
@@ -66,20 +68,28 @@ def validate(
 
 
 def predict(arguments: Namespace) -> ExitCode:
-    """Find objects on the pictures of ``arguments.input``."""
+    """Find objects on the pictures, or the video, of ``arguments.input``."""
     max_pixels = arguments.get("max_pixels")
-    check_numbers(arguments.threshold, option="--", batch_size=arguments.batch_size, max_pixels=max_pixels)
-    named = find_pictures(Path(arguments.input))
+    options = {name: arguments.get(name) for name in ("tile", "max_detections")}
+    check_numbers(arguments.threshold, option="--", batch_size=arguments.batch_size, max_pixels=max_pixels, **options)
+    videos = [word for word in arguments.input if is_video(word)]
+    if videos and len(arguments.input) > 1:
+        raise InputError(f"--input: {videos[0]} is a video, which must be the only input")
+    named = find_pictures(*arguments.input) if not videos else []
     output = Path(arguments.output)
     check_output(output, [path for _, path in named], overwrite=arguments.overwrite)
+    source = Video(videos[0]) if videos else named
     with bad_input(""):
         device = resolve_device(arguments.device)
         precision = resolve_precision(arguments.precision, device)
     use_device(device)
     detector = load(arguments.checkpoint, device, precision=precision, use_ema=arguments.use_ema, max_pixels=max_pixels)
-    predict_into(detector, named, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
-                 draw=not arguments.json_only)
-    return ExitCode.DONE
+    with source if videos else nullcontext():
+        is_done = predict_into(
+            detector, source, output, threshold=arguments.threshold, batch_size=arguments.batch_size,
+            draw=not arguments.json_only, save=arguments.save.split(",") if arguments.save else (),
+            classes=arguments.get("classes"), **options)
+    return ExitCode.DONE if is_done else ExitCode.INTERRUPTED
 
 
 def check(config: RunConfig, arguments: Namespace) -> ExitCode:

@@ -97,12 +97,14 @@ def _check_model_flags(argv: Sequence[str]) -> None:
 
 
 def predict(argv: Sequence[str] | None = None) -> ExitCode:
-    """Find objects on pictures with a checkpoint."""
+    """Find objects on pictures, videos and cameras with a checkpoint."""
     argv = _words(argv)
     arguments = parse(RunConfig, _predict_parser(), argv)
     for name in ("checkpoint", "input"):
         if name not in arguments:
             raise InputError(f"--{name}: is missing; see --help")
+    if unknown := set(filter(None, arguments.save.split(","))) - {"crops", "yolo", "csv"}:
+        raise InputError(f"--save: {', '.join(sorted(unknown))} is unknown; it takes crops, yolo and csv, with commas between")
     return _actions().predict(arguments)
 
 
@@ -110,15 +112,20 @@ def _predict_parser() -> ArgumentParser:
     parser = ArgumentParser(prog=_prog("predict"), description=predict.__doc__, exit_on_error=False, allow_abbrev=False)
     add = parser.add_argument
     add(*CHECKPOINT_FLAGS, dest="checkpoint", default=SUPPRESS, help="the weights, ours or published ones (required)")
-    add("--input", default=SUPPRESS, help="an image, or a folder of images or of a video's frames (required)")
-    add("--output", default="output/predictions", help="a new folder for predictions.json and the pictures")
+    add("--input", nargs="+", default=SUPPRESS, help="images, folders, patterns, lists (.txt) of images; or one video, the "
+        "number of a camera, or the address of a stream (required)")
+    add("--output", default="output/predictions", help="a new folder for the results and the pictures, or the video")
     add("--threshold", type=float, default=0.5, help="keep what scores higher than this, 0 to 1")
-    add("--batch_size", type=int, default=4, help="images at a time")
+    add("--classes", nargs="+", default=SUPPRESS, help="names of the classes to keep")
+    add("--max_detections", type=int, default=SUPPRESS, help="keep the best of each image, so many")
+    add("--tile", type=int, default=SUPPRESS, help="side in pixels of the parts that larger images are cut into")
+    add("--save", default="", help="more files, with commas between: crops, yolo (labels/*.txt), csv")
+    add("--batch_size", type=int, default=4, help="images at a time; of cameras and streams always 1")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--precision", type=Literal["auto", "bf16", "fp16", "fp32"], default="fp32", help="of the forward pass")
     add("--max_pixels", type=int, default=SUPPRESS, help="leave out pictures of more (default: what the checkpoint's run had)")
     add("--use_ema", action="store_true", help="the averaged weights, where a file holds both (checkpoint.pth)")
-    add("--json_only", action="store_true", help="draw no pictures")
+    add("--json_only", action="store_true", help="draw nothing")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
     return parser
 

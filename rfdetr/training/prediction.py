@@ -1,24 +1,26 @@
-"""Find objects on the pictures of a folder, into the files of ``tools/predict.py``."""
+"""Find objects on pictures or the frames of a video, into the files of ``tools/predict.py``."""
 
-import json
 import logging
 import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from rfdetr.detector import Detector
 from rfdetr.errors import InputError
-from rfdetr.files import replacing_file
-from rfdetr.prediction import drawn_paths, save_drawing, to_pixels
+from rfdetr.prediction import to_pixels
+from rfdetr.training.prediction_files import PICTURES, Shot, open_files
+from rfdetr.video import Video
 
 logger = logging.getLogger(__name__)
-
-RESULTS, PICTURES = "predictions.json", "images"  # in the output folder
 
 
 def image_ids(names: Sequence[str]) -> list[int]:
@@ -40,54 +42,77 @@ def check_output(folder: Path, paths: Sequence[Path], *, overwrite: bool) -> Non
 
 
 def predict_into(
-    detector: Detector, named: Sequence[tuple[str, Path]], output: Path, *, threshold: float, batch_size: int, draw: bool
-) -> None:
-    """Predict batch by batch, so that any number of pictures fits into memory, and write as they come."""
-    ids = dict(zip((name for name, _ in named), image_ids([name for name, _ in named])))
-    drawn = dict(zip(ids, drawn_paths(output / PICTURES, list(ids))))
-    counts, num_read = Counter(), 0
-    with _json_list(output / RESULTS) as write, tqdm(total=len(named), unit="image", disable=None) as bar:
-        for start in range(0, len(named), batch_size):
-            batch = named[start : start + batch_size]
-            pictures = dict(_read_all(batch, detector))
-            for name, found in zip(pictures, detector.predict(pictures.values(), threshold, batch_size=batch_size)):
-                rows = found.to_coco(ids[name], name)
-                counts.update(row["category_name"] for row in rows)
-                write(rows)
-                if draw:
-                    save_drawing(drawn[name], found.draw)
-            num_read += len(pictures)
+    detector: Detector, source: Video | Sequence[tuple[str, Path]], output: Path, *, batch_size: int, draw: bool,
+    save: Sequence[str], **options: Any,
+) -> bool:
+    """Predict batch by batch, so that any number of pictures fits into memory, and write as they come.
+
+    Args:
+        draw: also pictures, or a video, of what was found.
+        save: more files to write, of `prediction_files.MORE`.
+        options: of `Detector.predict`.
+
+    Returns:
+        whether it came to the end: an interruption (Ctrl-C, SIGTERM) ends it after the current batch, with whole files.
+    """
+    is_video = isinstance(source, Video)
+    shots = _frames(source) if is_video else _pictures(source, detector)
+    batch_size = 1 if is_video and source.is_live else batch_size  # a batch would be waited for
+    counts, num_read, unit = Counter(), 0, "frame" if is_video else "image"
+    total, started = source.length if is_video else len(source), time.perf_counter()
+    with ExitStack() as stack:
+        write = stack.enter_context(open_files(output, detector, source, draw=draw, save=save))
+        bar = stack.enter_context(tqdm(total=total, unit=unit, disable=None))
+        is_stopped = stack.enter_context(stopping())
+        while not is_stopped() and (batch := list(islice(shots, batch_size))):
+            read = [shot for shot in batch if shot.pixels is not None]
+            for shot, found in zip(read, detector.predict([shot.pixels for shot in read], batch_size=batch_size, **options)):
+                counts.update(found.names.tolist())
+                write(shot, found)
+            num_read += len(read)
             bar.update(len(batch))
-        if num_read == 0:
-            raise InputError(f"--input: none of the {len(named)} images could be read")
-    if num_read < len(named):
-        logger.warning("%d of %d images could not be read and were left out, see above", len(named) - num_read, len(named))
+        if num_read == 0 and not is_stopped():
+            raise InputError(f"--input: none of the {total} images could be read")
+        was_stopped = is_stopped()
+    if not is_video and not was_stopped and num_read < total:
+        logger.warning("%d of %d images could not be read and were left out, see above", total - num_read, total)
     found = ", ".join(f"{count} {name}" for name, count in counts.most_common(10)) or "nothing"
-    logger.info("found on %d images: %s%s; everything is in %s", num_read, found, ", ..." if len(counts) > 10 else "", output)
+    logger.info("found on %d %ss: %s%s; %.1f %ss a second; everything is in %s", num_read, unit, found,
+                ", ..." if len(counts) > 10 else "", num_read / (time.perf_counter() - started), unit, output)
+    return not was_stopped
 
 
-def _read_all(batch: Sequence[tuple[str, Path]], detector: Detector) -> Iterator[tuple[str, Tensor]]:
-    """Read the pictures that can be read."""
-    for name, path in batch:
+def _pictures(named: Sequence[tuple[str, Path]], detector: Detector) -> Iterator[Shot]:
+    """Read pictures; one that cannot be read has no pixels."""
+    ids = image_ids([name for name, _ in named])
+    for (name, path), image_id in zip(named, ids):
         try:
-            yield name, to_pixels(path, **detector.reading)
+            pixels = to_pixels(path, **detector.reading)
         except InputError as error:
             logger.warning("left out: %s", error)
+            pixels = None
+        yield Shot(name, image_id, pixels)
+
+
+def _frames(video: Video) -> Iterator[Shot]:
+    for frame in video:
+        yield Shot(f"{frame.number:06d}", frame.number, frame.pixels, frame.time)
 
 
 @contextmanager
-def _json_list(path: Path) -> Iterator[Callable[[Sequence[dict]], None]]:
-    """Offer a function that appends rows to a JSON list; the file has its name only when it is whole."""
-    separator = "\n"
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C or SIGTERM only be asked for; a second one ends everything as usual."""
+    asked = threading.Event()
+    before = {}
 
-    def write(rows: Sequence[dict]) -> None:
-        nonlocal separator
-        for row in rows:
-            file.write(separator + json.dumps(row, ensure_ascii=False))
-            separator = ",\n"
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(number, before[number])
 
-    with replacing_file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-        # names that are no UTF-8 have half characters, of which that error handler makes what JSON has for them
-        file.write("[")
-        yield write
-        file.write("\n]\n")
+    if threading.current_thread() is threading.main_thread():
+        before.update({number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)})
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

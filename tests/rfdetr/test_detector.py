@@ -308,7 +308,14 @@ def test_supervision_is_asked_for_when_it_is_used(detector, pixels, monkeypatch)
 
 
 def test_the_real_supervision_takes_it(detector, pixels):
-    pytest.importorskip("supervision")
+    supervision = pytest.importorskip("supervision")
     (found,) = detector.predict(pixels, 0.0)
     made = found.to_supervision()
+    assert isinstance(made, supervision.Detections) and len(made) == len(found) > 0
+    for ours, theirs in ((found.boxes, made.xyxy), (found.scores, made.confidence), (found.labels, made.class_id),
+                         (found.masks, made.mask)):
+        np.testing.assert_array_equal(ours, theirs)
+    drawn = supervision.MaskAnnotator().annotate(supervision.BoxAnnotator().annotate(pixels.copy(), made), made)
+    assert drawn.shape == pixels.shape and (drawn != pixels).any()
+    assert len(made.with_nms(0.5)) <= len(made) and len(detector.predict(pixels, 1.0)[0].to_supervision()) == 0
     assert len(made[made["class_name"] == "dog"]) == (found.names == "dog").sum()

@@ -150,7 +150,7 @@ def test_what_is_there_is_not_written_over(run, dataset_dir, tmp_path):
     (["--input", "x"], "--checkpoint: is missing"),
     (["--checkpoint", "x.pth"], "--input: is missing"),
     (["--checkpoint", "x.pth", "--input", "nowhere"], "nowhere: there is no such file or folder"),
-    (["--checkpoint", "x.pth", "--input", "."], r"no images in it .*ffmpeg"),
+    (["--checkpoint", "x.pth", "--input", "."], r"no images in it .*a video is named by its file"),
     (["--checkpoint", "x.pth", "--input", "x.jpg", "--treshold", "1"], "did you mean --threshold"),
     (["--checkpoint", "x.pth", "--input", "x.jpg", "--threshold", "high"], "threshold: .*high"),
     (["--checkpoint", "x.pth", "--input", "x.jpg", "--batch_size", "0"], "--batch_size: 0 is not possible"),
