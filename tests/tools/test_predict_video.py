@@ -220,14 +220,15 @@ def test_an_interruption_leaves_whole_files(run, tmp_path, dataset_dir, monkeypa
 
 
 def test_damaged_videos(tmp_path, detector, caplog):
-    path = make_video(tmp_path / "clip.avi", 60, mp4=False)
+    path = make_video(tmp_path / "clip.avi", 60, (160, 160), mp4=False)
     content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 100] = bytes(np.random.default_rng(0).integers(0, 256, 100, dtype=np.uint8))
-    (tmp_path / "damaged.avi").write_bytes(content)
-    assert 5 < len(frames_of(tmp_path / "damaged.avi")) <= 60
+    start = content.index(b"movi")
+    middle = start + (len(content) - start) // 2
     (tmp_path / "cut.avi").write_bytes(content[:middle])
     assert 5 < len(frames_of(tmp_path / "cut.avi")) < 60
+    content[middle : middle + 50] = bytes(np.random.default_rng(0).integers(0, 256, 50, dtype=np.uint8))
+    (tmp_path / "damaged.avi").write_bytes(content)
+    assert 5 < len(frames_of(tmp_path / "damaged.avi")) <= 60
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(InputError, match=r"text\.mp4: cannot be opened as a video \(.*\); look whether a player shows it"):
         detector.stream(tmp_path / "text.mp4")
