@@ -80,6 +80,7 @@ def _object(shape: dict[str, Any], place: str, size: tuple[int, int] | None) -> 
     """Return COCO's entry of a shape; without "bbox" where it has no area, which `kind` explains."""
     kind, label = shape.get("shape_type") or "polygon", shape.get("label")
     label = str(label) if type(label) in (int, float) else label
+    kind = kind if isinstance(kind, str) else shown(kind)
     entry = {"id": place, "class": label.strip() if isinstance(label, str) else "", "kind": kind}
     points = _points(shape.get("points"))
     if points is None or len(points) < {"rectangle": 2, "circle": 2, "mask": 2}.get(kind, 3):

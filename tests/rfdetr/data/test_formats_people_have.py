@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import random
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -347,3 +348,35 @@ def test_nothing_to_use(tmp_path):
     os.symlink("loop.xml", tmp_path / "odd" / "loop.xml")
     with pytest.raises(InputError, match="no data set found"):
         detect_format(tmp_path / "odd")
+
+
+ODD = [None, True, -1, 1.5, float("inf"), "", "x", "\ud800", "a\0b", [], {}, [[1, 2], [3, 4]], ["mask"], "circle", "mask", "point"]
+
+
+def changed(value, generator: random.Random):
+    """Put something odd into the places of a value, by chance."""
+    if generator.random() < 0.12:
+        return generator.choice(ODD)
+    if isinstance(value, dict):
+        return {key: changed(part, generator) for key, part in value.items() if generator.random() > 0.05}
+    return [changed(part, generator) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("kind", ["voc", "labelme"])
+def test_whatever_files_hold_is_a_finding_or_one_message(kind, tmp_path):
+    picture(tmp_path / "train" / "p.png")
+    note = voc(BOXES["b"], "p.png") if kind == "voc" else labelme(BOXES["b"], "p.png", imageData="no picture")
+    for seed in range(150):
+        generator = random.Random(seed)
+        if kind == "labelme":
+            text = json.dumps(changed(json.loads(note), generator))
+        else:
+            place, length = generator.randrange(len(note)), generator.randrange(12)
+            text = note[:place] + generator.choice(["", "<object/>", "&x;", "nan", "9" * 30, "\0"]) + note[place + length:]
+        write(tmp_path / "train" / f"p{seed % 2}.{'xml' if kind == 'voc' else 'json'}", text)
+        try:
+            dataset = open_dataset(tmp_path, "train", training=False, image_size=(32, 32), format=kind,
+                                   with_masks=seed % 3 == 0)
+            assert all(dataset[index][0].shape == (3, 32, 32) for index in range(len(dataset)))
+        except InputError as error:
+            assert str(error)
