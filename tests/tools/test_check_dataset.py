@@ -65,7 +65,7 @@ def test_the_corrected_copy_passes_with_the_file_that_it_comes_with(dirty, tmp_p
 
 def test_training_refuses_errors_and_says_what_it_will_evaluate(dirty, config_file, tmp_path, caplog):
     argv = ["--cfg", config_file, "--data.dataset_dir", str(dirty), "--train.output_dir", str(tmp_path / "run")]
-    with pytest.raises(InputError, match=r"(?s)cannot be trained on.*val: 1 images that are listed but not there \(3\.png "):
+    with pytest.raises(InputError, match=r"(?s)cannot be used.*val: 1 images that are listed but not there \(3\.png "):
         fit(argv)
     with caplog.at_level(logging.INFO):
         check_splits(read(*argv, "--data.on_bad_image", "skip", "--eval.run_test", "true"))

@@ -205,8 +205,8 @@ def test_missing_folders_are_named(write_coco, coco_content, tmp_path):
         open_val(folder)
     with pytest.raises(InputError, match="split 'valid' is unknown"):
         open_dataset(folder, "valid", training=False, **SIZE)
-    with pytest.raises(InputError, match="data.format: 'voc' is unknown"):
-        open_train(folder, format="voc")
+    with pytest.raises(InputError, match="data.format: 'tfrecord' is unknown"):
+        open_train(folder, format="tfrecord")
     shutil.rmtree(folder / "train2017")
     with pytest.raises(InputError, match="train2017: there is no such folder; the images of"):
         open_train(folder)
