@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from rfdetr import build_model, load_weights
 from rfdetr.training import DataConfig, DetectorConfig, LogConfig, RunConfig, TrainConfig, benchmark_work, train
 from rfdetr.training.benchmark import Side
 from rfdetr.training.commands import COMMANDS
+from rfdetr.video import VideoWriter
 from rfdetr.weights import model_config_from_checkpoint, read_checkpoint
 
 PAGES = ("README.md", "tools/GUIDE.md", "hooks/README.md")
 README = "\n".join((Path(__file__).parents[2] / page).read_text(encoding="utf-8") for page in PAGES)
 TOOLS = {"train": "fit", "eval": "validate", "predict": "predict", "check_dataset": "check", "pack_shards": "pack",
-         "benchmark": "benchmark"}  # fmt: skip
+         "benchmark": "benchmark", "convert": "convert"}  # fmt: skip
 SMALL = {
     "model": {"variant": "pico", "resolution": 64, "num_queries": 10, "group_detr": 2},
     "data": {"dataset_dir": "data/mine", "batch_size": 2, "num_workers": 0, "multi_scale": False},
@@ -190,6 +192,9 @@ def measured(side: Side, job: str, settings: dict) -> dict:
 
 def test_every_command_runs(workplace, monkeypatch):
     """In the order of the README, in one folder; trainings are cut short by settings behind the README's own."""
+    clip = VideoWriter(workplace / "clip.mp4", Fraction(10))
+    clip.write(Image.new("RGB", (64, 48), "green"), 0.0)
+    clip.close()
     assert len(commands()) > 15
     (workplace / "tools").symlink_to(Path(__file__).parents[2] / "tools")
     monkeypatch.setattr(Side, "measure", measured)
