@@ -76,8 +76,8 @@ _LIGHTNING = {  # methods of its callbacks, which would never be called here, an
 class Hook:
     """Base class: override the points you need; every one of them does nothing here.
 
-    A subclass with a method ``before_*`` or ``after_*`` that is not a hook point, or one of Lightning's callbacks, raises TypeError
-    when it is defined.
+    A subclass raises TypeError when it is defined if it has a method ``before_*`` or ``after_*`` that is not a hook point, or a
+    method of Lightning's callbacks.
 
     Attributes:
         name: unique in a trainer, and the key of the hook's state in checkpoints. Unless set it is the class name; a subclass of
