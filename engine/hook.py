@@ -60,7 +60,7 @@ HOOK_POINTS = (
     "after_train",
 )
 
-_LIGHTNING = {  # methods of its callbacks, which would never be called here, and what takes their place
+LIGHTNING_METHODS = {  # methods of its callbacks, which would never be called here, and what takes their place
     "on_fit_start": "before_train", "on_train_start": "before_train", "on_train_epoch_start": "before_epoch",
     "on_train_batch_start": "before_step", "on_before_backward": "before_step", "on_after_backward": "after_batch",
     "on_before_optimizer_step": "before_optimizer_step", "on_before_zero_grad": "after_step",
@@ -104,9 +104,9 @@ class Hook:
                 close = difflib.get_close_matches(method, HOOK_POINTS, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise TypeError(f"{cls.__name__}.{method} is not a hook point{hint} Hook points: {', '.join(HOOK_POINTS)}")
-            if method in _LIGHTNING:
+            if method in LIGHTNING_METHODS:
                 raise TypeError(f"{cls.__name__}.{method} is a method of Lightning's callbacks, which nothing calls here; in its "
-                                f"place there is {_LIGHTNING[method]}")
+                                f"place there is {LIGHTNING_METHODS[method]}")
         for attribute in ("writes", "evaluates"):
             value = getattr(cls, attribute)
             if isinstance(value, str):

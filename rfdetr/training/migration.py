@@ -79,8 +79,8 @@ def _find(path: Path) -> Found:
             raise InputError(f"{path}: has to hold settings by name, it holds {type(content).__name__}")
         (stored, name, _), is_legacy = _sorted(content), False
     if {"optim", "train"} <= stored.keys():
-        raise InputError(f"{path}: is of this project already: train from its configuration with rfdetr fit --cfg, or go on from a "
-                         "checkpoint with rfdetr fit --resume")
+        raise InputError(f"{path}: is of this project already: train from its configuration with rfdetr fit --cfg, or go on from "
+                         "a checkpoint with rfdetr fit --resume")
     stored = {str(name): _plain(value) for name, value in stored.items()}
     if not stored.keys() & ROWS.keys():
         raise InputError(f"{path}: holds no settings of a training with rfdetr (train_config, model_config or args); to start "

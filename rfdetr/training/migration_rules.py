@@ -63,12 +63,17 @@ def checkpoint_interval(value: Any, stored: Stored) -> dict[str, Any]:
     return {"train.keep_every_epochs": value} if value <= stored.get("epochs", 100) else {}
 
 
+def _has_average(stored: Stored) -> bool:
+    strategies = (str(stored.get(name)) for name in ("strategy", "trainer.strategy"))
+    return stored.get("use_ema", True) and not any(name.startswith("fsdp") for name in strategies)
+
+
 def eval_base_model(value: Any, stored: Stored) -> dict[str, Any]:
-    return {"eval.models": "both" if value or not stored.get("use_ema", True) else "ema"}
+    return {"eval.models": "both" if value or not _has_average(stored) else "ema"}
 
 
 def early_stopping_use_ema(value: Any, stored: Stored) -> dict[str, Any]:
-    return {"early_stopping.use_ema": value and stored.get("use_ema", True)}
+    return {"early_stopping.use_ema": value and _has_average(stored)}
 
 
 def best_model_metric(value: Any, stored: Stored) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def schedule(value: Any, stored: Stored) -> dict[str, Any]:
         return {"optim.schedule": value} | {names[name]: arguments[name] for name in names if name in arguments}
     if str(value).endswith("ReduceLROnPlateau"):
         metric = stored.get("lr_scheduler_monitor", "val/loss")
-        if stored.get("use_ema", True) and not stored.get("eval_base_model", False):
+        if _has_average(stored) and not stored.get("eval_base_model", False):
             metric = metric.replace("val/", "val/ema_")
         names = {"factor": "factor", "patience": "patience", "threshold": "min_delta"}
         found = {"metric": metric} | {names[name]: arguments[name] for name in names if name in arguments}

@@ -169,7 +169,8 @@ TRAIN = (
     Row("train_log_on_step", "log.every_steps", "the mean of so many steps, and of an epoch", rule=elsewhere),
     Row("train_log_sync_dist compact_train_metrics", "", "logged values are of all processes, each loss term once and by layer",
         quiet=(True,)),
-    Row("accelerator device", "train.device", "", rule=one_of("train.device", {
+    Row("device", "train.device", "auto takes the GPU if there is one; what a file says was that machine's", rule=elsewhere),
+    Row("accelerator", "train.device", "", rule=one_of("train.device", {
         None: None, "auto": None, "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"})),
     Row("devices num_nodes", "torchrun --nproc-per-node N --no-python rfdetr fit ...", "a process for each device",
         "tests/tools/test_two_nodes.py::test_two_nodes_train_what_one_process_trains", rules.processes),
