@@ -103,7 +103,8 @@ def _sorted(content: Mapping[str, Any]) -> Found:
     sections = {**content, **(model if isinstance(model, Mapping) and "model" in content else {})}
     if not {"train_config", "model_config"} & sections.keys():
         return Found(dict(content), None, False)
-    name, stored = content.get("model_config_type"), {}
+    name = content.get("model_config_type")
+    stored: dict[str, Any] = {}
     for section in ("model_config", "train_config"):
         values = sections.get(section) or {}
         if "class_path" in values:

@@ -32,7 +32,7 @@ def sections_of(run_class: type) -> dict[str, type]:
     return {section.name: type(section.default) for section in fields(run_class) if is_dataclass(section.default)}
 
 
-def make_parser(run_class: type, description: str, prog: str | None = None) -> ArgumentParser:
+def make_parser(run_class: type, description: str | None, prog: str | None = None) -> ArgumentParser:
     """Return a parser with ``--cfg``, ``--print_config``, every field of every section, and ``--hooks``."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows the text below each field
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
