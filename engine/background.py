@@ -84,8 +84,10 @@ def _copied(state: Any, seen: dict[tuple, Tensor], memory: Sequence[Tensor]) -> 
         key = (state.untyped_storage()._cdata, state.storage_offset(), state.shape, state.stride(), state.dtype)
         if key not in seen:
             old = memory[len(seen)] if len(seen) < len(memory) else None
-            fits = old is not None and (old.shape, old.stride(), old.dtype) == key[2:]
-            seen[key] = old.copy_(state.detach()) if fits else state.detach().to("cpu", copy=True)
+            if old is not None and (old.shape, old.stride(), old.dtype) == key[2:]:
+                seen[key] = old.copy_(state.detach())
+            else:
+                seen[key] = state.detach().to("cpu", copy=True)
         return seen[key]
     if isinstance(state, dict):
         copied = copy.copy(state)  # with what a module's state knows beside its tensors

@@ -7,9 +7,9 @@ A window is the list of batches ``(samples, targets)`` of one step; a target is 
 import inspect
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,15 @@ OF_OBJECTS = ("boxes", "labels", "masks", "has_mask")  # what a target has for e
 logger = logging.getLogger(__name__)
 
 
-def samples_per_step(train_loader: Iterable, grad_accum_steps: int) -> int | None:
+class Loader(Protocol):
+    """What is needed of a train loader: its batches ``(samples, targets)``, and how many an epoch has."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __len__(self) -> int: ...
+
+
+def samples_per_step(train_loader: Loader, grad_accum_steps: int) -> int | None:
     """Return the samples of one step over all ranks, if the loader's batch sampler knows those of a batch."""
     per_batch = getattr(getattr(train_loader, "batch_sampler", None), "samples_per_batch", None)
     return per_batch * grad_accum_steps if per_batch else None
@@ -60,7 +68,7 @@ class BatchStream:
         host_targets: leave the targets on the host, for a criterion that copies what it needs in one piece.
     """
 
-    def __init__(self, train_loader: Iterable, device: torch.device, *, host_targets: bool = False) -> None:
+    def __init__(self, train_loader: Loader, device: torch.device, *, host_targets: bool = False) -> None:
         self.train_loader = train_loader
         self.device = device
         self.host_targets = host_targets

@@ -168,7 +168,7 @@ class _Output:
 def _write(state: dict[str, Any], file: BinaryIO) -> None:
     output = _Output(file)
     try:
-        torch.save(state, output)
+        torch.save(state, output)  # type: ignore[arg-type]  # any object with write and flush will do
     except RuntimeError:
         if output.error is None:
             raise

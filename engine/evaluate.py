@@ -35,7 +35,7 @@ class EvalModels(dict[str, nn.Module]):
         for name, model in dict(*others, **models).items():
             self[name] = model
 
-    def __ior__(self, other: Any) -> "EvalModels":
+    def __ior__(self, other: Any) -> "EvalModels":  # type: ignore[override, misc]  # narrower than dict's
         self.update(other)
         return self
 

@@ -60,11 +60,24 @@ HOOK_POINTS = (
     "after_train",
 )
 
+LIGHTNING_METHODS = {  # methods of its callbacks, which would never be called here, and what takes their place
+    "on_fit_start": "before_train", "on_train_start": "before_train", "on_train_epoch_start": "before_epoch",
+    "on_train_batch_start": "before_step", "on_before_backward": "before_step", "on_after_backward": "after_batch",
+    "on_before_optimizer_step": "before_optimizer_step", "on_before_zero_grad": "after_step",
+    "on_train_batch_end": "after_batch, or after_step for each update", "on_train_epoch_end": "after_epoch",
+    **{f"on_{split}_{point}": place for split in ("validation", "test") for point, place in {
+        "start": "before_eval", "epoch_start": "before_eval", "batch_end": "after_eval_batch", "epoch_end": "after_eval",
+        "end": "after_eval"}.items()},
+    "on_fit_epoch_end": "after_eval", "on_train_end": "after_train", "on_fit_end": "after_train", "on_exception": "close",
+    "on_save_checkpoint": "state_dict", "on_load_checkpoint": "load_state_dict",
+}
+
 
 class Hook:
     """Base class: override the points you need; every one of them does nothing here.
 
-    A subclass with a method ``before_*`` or ``after_*`` that is not a hook point raises TypeError when it is defined.
+    A subclass raises TypeError when it is defined if it has a method ``before_*`` or ``after_*`` that is not a hook point, or a
+    method of Lightning's callbacks.
 
     Attributes:
         name: unique in a trainer, and the key of the hook's state in checkpoints. Unless set it is the class name; a subclass of
@@ -91,6 +104,9 @@ class Hook:
                 close = difflib.get_close_matches(method, HOOK_POINTS, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise TypeError(f"{cls.__name__}.{method} is not a hook point{hint} Hook points: {', '.join(HOOK_POINTS)}")
+            if method in LIGHTNING_METHODS:
+                raise TypeError(f"{cls.__name__}.{method} is a method of Lightning's callbacks, which nothing calls here; in its "
+                                f"place there is {LIGHTNING_METHODS[method]}")
         for attribute in ("writes", "evaluates"):
             value = getattr(cls, attribute)
             if isinstance(value, str):

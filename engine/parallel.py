@@ -62,7 +62,7 @@ class Replicated(Alone):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         # without device_ids, for which DDP would look through all targets and wait for a copy of each that is on the CPU
-        self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self.model: Any = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager:
         return nullcontext() if is_last else self.model.no_sync()
@@ -76,7 +76,7 @@ class Sharded(Alone):
         self.eval_model = eval_model
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager:
-        self.model.set_requires_gradient_sync(is_last)
+        self.model.set_requires_gradient_sync(is_last)  # type: ignore[operator]  # fully_shard has given it this method
         return nullcontext()
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:

@@ -73,7 +73,7 @@ def judge(grad_norm: Tensor, loss: Tensor, scaler: GradScaler) -> Tensor:
     """
     verdict = (~torch.isfinite(grad_norm)).to(loss.device, torch.float32) * BAD
     if scaler.is_enabled():
-        is_search = torch.isfinite(loss) & (scaler._get_scale_async() > 1)
+        is_search = torch.isfinite(loss) & (scaler._get_scale_async() > 1)  # type: ignore[operator]  # it is enabled
         verdict = torch.where(is_search, verdict.clamp(max=OVERFLOW), verdict)
     return all_reduce_max(verdict)
 
@@ -90,7 +90,7 @@ def guarded_step(optimizer: Optimizer, scaler: GradScaler, verdict: Tensor) -> N
         scaler.step(optimizer)
         scaler.update()
     elif all(group.get("fused") for group in optimizer.param_groups):
-        optimizer.grad_scale, optimizer.found_inf = None, (verdict > FINE).float()  # the hand-over that GradScaler itself uses
+        vars(optimizer).update(grad_scale=None, found_inf=(verdict > FINE).float())  # the hand-over that GradScaler itself uses
         optimizer.step()
     elif verdict.item() == FINE:  # sync point
         optimizer.step()

@@ -40,7 +40,8 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -
     mesh = init_device_mesh(device.type, (world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def can_shard_on_cpu() -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from engine.bad_steps import BadStepCounter
-from engine.batches import BatchStream, WaitingEnded, check_targets, image_ids, nearest_step, samples_per_step
+from engine.batches import BatchStream, Loader, WaitingEnded, check_targets, image_ids, nearest_step, samples_per_step
 from engine.device import resolve_device, use_device
 from engine.distributed import any_rank, barrier, gather_objects, rank, world_size
 from engine.evaluate import EvalModels
@@ -79,7 +79,7 @@ class Trainer:
         model: nn.Module,
         criterion: nn.Module,
         optimizer: Optimizer,
-        train_loader: Iterable,
+        train_loader: Loader,
         *,
         max_epochs: int,
         max_steps: int | None = None,

@@ -103,7 +103,7 @@ class BestCheckpointHook(Hook):
             self._try_again(trainer)
             written = [name for name in ("regular", "ema") if self.best[name] > -math.inf and best_path(trainer, name).exists()]
             if written:
-                winner = max(written, key=self.best.get)  # the first of equal ones: the regular
+                winner = max(written, key=self.best.__getitem__)  # the first of equal ones: the regular
                 self._copy_to_total(trainer, winner)
                 logger.info("best weights: %s, %s %.4f", winner, self.monitors[winner], self._shown(winner))
         barrier()  # whatever comes next may read the file on any rank
@@ -151,7 +151,7 @@ class BestCheckpointHook(Hook):
 
     def _keep(self, trainer: Trainer, scores: dict[str, float], metrics: dict[str, float]) -> None:
         """Keep the better model of this evaluation if it is one of the best, and delete what is no longer one of them."""
-        model = max(scores, key=scores.get)
+        model = max(scores, key=scores.__getitem__)
         entry = (scores[model], trainer.step)
         others = [other for other in self.best_steps if other[1] != trainer.step]
         ranked = sorted([*others, entry], key=lambda entry: -entry[0])

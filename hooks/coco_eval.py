@@ -85,9 +85,9 @@ class COCOEvalHook(Hook):
         for name in models:
             for hook in trainer.hooks:
                 hook.before_eval(trainer, name)
-        published = {}
+        published: dict[str, float] = {}
         for split, data_loader in {**sets, self.split: self.data_loader}.items():  # the last one's metrics stay for plots
-            found = {}
+            found: dict[str, float] = {}
             for name, values in self._evaluate(trainer, models, data_loader).items():
                 prefix = f"{split}/" if name == "regular" else f"{split}/{name}_"
                 values = {**values, **measured(trainer, name)} if data_loader is self.data_loader else values
@@ -106,7 +106,7 @@ class COCOEvalHook(Hook):
         return trainer.is_finished or is_epoch_end and trainer.epoch % self.every_epochs == 0
 
     def _evaluate(
-        self, trainer: Trainer, models: dict[str, nn.Module], data_loader: Iterable
+        self, trainer: Trainer, models: Mapping[str, nn.Module], data_loader: Iterable
     ) -> dict[str, dict[str, float]]:
         metrics = {
             name: DetectionMetrics(self.class_names, iou_types=self.iou_types, max_dets=self.max_dets, per_class=self.per_class)

@@ -55,13 +55,14 @@ class EMAHook(Hook):
             raise ValueError("EMAHook: the model is sharded (FSDP), no average can be kept of its parts; train without EMA, or "
                              "with DDP")
         is_going_on = self.average is not None and trainer.eval_models.get("ema") is self.average  # `train` was called again
-        if not is_going_on:
-            self.average = copy.deepcopy(trainer.unwrapped_model).requires_grad_(False).eval()
-            trainer.eval_models["ema"] = self.average
+        average = self.average
+        if average is None or not is_going_on:
+            average = self.average = copy.deepcopy(trainer.unwrapped_model).requires_grad_(False).eval()
+            trainer.eval_models["ema"] = average
         if self._loaded is not None:
-            self.average.load_state_dict(self._loaded)
+            average.load_state_dict(self._loaded)
             self._loaded = None
-        self._pair_up(trainer.unwrapped_model)
+        self._pair_up(average, trainer.unwrapped_model)
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.step % self.update_every == 0:
@@ -88,11 +89,11 @@ class EMAHook(Hook):
         for module, twin, name in self._copied:
             getattr(module, name).copy_(getattr(twin, name))
 
-    def _pair_up(self, model: nn.Module) -> None:
+    def _pair_up(self, average: nn.Module, model: nn.Module) -> None:
         """Note where the tensors are, shared ones once. They are looked up at each update: code may replace a buffer."""
         self._averaged, self._copied = [], []
         seen: set[int] = set()
-        for module, twin in zip(self.average.modules(), model.modules()):
+        for module, twin in zip(average.modules(), model.modules()):
             parameters = [(name, tensor, True) for name, tensor in module.named_parameters(recurse=False)]
             buffers = [(name, tensor, self.use_buffers) for name, tensor in module.named_buffers(recurse=False)]
             for name, tensor, is_averaged in parameters + buffers:

@@ -38,7 +38,8 @@ class EvalLossHook(Hook):
     def after_eval_batch(
         self, trainer: Trainer, name: str, batch: Any, outputs: dict[str, Any], results: list[dict[str, Tensor]]
     ) -> None:
-        criterion, targets = trainer.criterion, self.prepare(batch[1])
+        criterion: Any = trainer.criterion
+        targets = self.prepare(batch[1])
         targets = targets if getattr(criterion, "host_targets", False) else to_device(targets, trainer.device)
         if "pred_masks" in outputs:  # points are drawn on masks, which are evaluated image by image: the same wherever that is
             torch.manual_seed(int(targets[0]["image_id"]))

@@ -43,7 +43,8 @@ class InterruptHook(Hook):
     def before_train(self, trainer: Trainer) -> None:
         self._trainer = trainer
         if self.max_hours > 0:
-            started = watch().board.put("started", str(time.time()), lasting=True) if watch() else time.time()
+            running = watch()
+            started = running.board.put("started", str(time.time()), lasting=True) if running else time.time()
             self._deadline = float(started) + self.max_hours * 3600
         if threading.current_thread() is not threading.main_thread():
             logger.warning("training does not run in the main thread: signals will not stop it in good order")
@@ -69,6 +70,8 @@ class InterruptHook(Hook):
         if number == signal.SIGINT and self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
+        if self._trainer is None:
+            return
         self._trainer.interrupt(f"received {signal.Signals(number).name}")
         if self._trainer.is_waiting_for_data:
             raise WaitingEnded

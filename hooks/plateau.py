@@ -72,7 +72,7 @@ class PlateauHook(Hook):
 
     def _apply(self, trainer: Trainer) -> None:
         """Put the scale into the scheduler and into the learning rates of the next step; any number of times."""
-        scheduler = trainer.lr_scheduler
+        scheduler: Any = trainer.lr_scheduler
         scheduler.base_lrs = [group["initial_lr"] * self.scale for group in trainer.optimizer.param_groups]
         for group, base, factor in zip(trainer.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas):
             group["lr"] = base * factor(scheduler.last_epoch)

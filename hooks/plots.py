@@ -92,13 +92,13 @@ class PlotsHook(Hook):
 
     def _draw_samples(self, trainer: Trainer, path: Path) -> None:
         """Ask the data set itself for the first samples of the epoch; the loader is not started and does not move."""
-        sampler = copy.copy(trainer.train_loader.batch_sampler)
+        loader: Any = trainer.train_loader
+        sampler = copy.copy(loader.batch_sampler)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(trainer.epoch)
-        dataset = trainer.train_loader.dataset
-        samples = []
+        samples: list[Any] = []
         for keys in sampler:
-            samples += [dataset[key] for key in keys[: self.num_samples - len(samples)]]
+            samples += [loader.dataset[key] for key in keys[: self.num_samples - len(samples)]]
             if len(samples) == self.num_samples:
                 break
         self.pictures.samples(samples, path)

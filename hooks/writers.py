@@ -129,9 +129,9 @@ class CsvWriter:
         row = {"step": str(step), "epoch": str(epoch), **{tag: repr(float(value)) for tag, value in scalars.items()}}
         if self.columns is None:
             self._replace(self._read())
-        if row["step"] != self.last_step and set(row) <= set(self.columns):
+        if row["step"] != self.last_step and set(row) <= set(self.columns or ()):
             with open(self.path, "a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
+                csv.DictWriter(file, self.columns or ()).writerow(row)
             self.last_step = row["step"]
         else:
             rows = self._read()

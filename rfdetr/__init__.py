@@ -38,14 +38,15 @@ __all__ = [
     "load_weights",
     "official_state_dict",
 ]
-__getattr__, __dir__ = lazy_names(__name__, {
-    "build": ("build_criterion", "build_model", "build_postprocess"),
-    "config": ("VARIANTS", "ModelConfig"),
-    "data": ("LabelMap",),
-    "detections": ("Prediction",),
-    "detector": ("Detector", "load"),
-    "errors": ("InputError",),
-    "losses.config": ("LossConfig",),
-    "nested_tensor": ("NestedTensor",),
-    "weights": ("LoadReport", "checkpoint_payload", "load_weights", "official_state_dict"),
-})
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+    __getattr__, __dir__ = lazy_names(__name__, {
+        "build": ("build_criterion", "build_model", "build_postprocess"),
+        "config": ("VARIANTS", "ModelConfig"),
+        "data": ("LabelMap",),
+        "detections": ("Prediction",),
+        "detector": ("Detector", "load"),
+        "errors": ("InputError",),
+        "losses.config": ("LossConfig",),
+        "nested_tensor": ("NestedTensor",),
+        "weights": ("LoadReport", "checkpoint_payload", "load_weights", "official_state_dict"),
+    })

@@ -66,7 +66,8 @@ class ModelConfig:
     @property
     def input_size(self) -> tuple[int, int]:
         """Network input (H, W) in pixels."""
-        return (self.resolution, self.resolution) if isinstance(self.resolution, int) else tuple(self.resolution)
+        height, width = (self.resolution, self.resolution) if isinstance(self.resolution, int) else self.resolution
+        return height, width
 
 
 def _official(resolution: int, dec_layers: int, **fields) -> ModelConfig:

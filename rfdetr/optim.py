@@ -42,7 +42,8 @@ def param_groups(
             pattern fits (`find_parameters`). Where several fit, the factors are multiplied and the last weight decay holds.
     """
     ruled = [(set(find_parameters(model, rule["match"], "optim.groups")), rule) for rule in rules]
-    depth = model.backbone.out_feature_indexes[-1] + 1  # the published count, one too many for most variants
+    backbone: Any = model.backbone
+    depth = backbone.out_feature_indexes[-1] + 1  # the published count, one too many for most variants
     parts: dict[str, dict[tuple[float, float], list[nn.Parameter]]] = {
         "other": {(lr, weight_decay): []}, "encoder": {}, "decoder": {}
     }
@@ -63,10 +64,10 @@ def param_groups(
                 key = (key[0] * rule.get("lr_scale", 1.0), rule.get("weight_decay", key[1]))
         parts[part].setdefault(key, []).append(parameter)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for part in parts.values():
-        for key, parameters in part.items():
+    for found in parts.values():
+        for key, parameters in found.items():
             groups.setdefault(key, []).extend(parameters)
-    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items() if found]
+    return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items() if members]
 
 
 def _layers_above(name: str, depth: int) -> int:
@@ -164,7 +165,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 def scheduler_class(name: str) -> type[LRScheduler]:
     """Find a scheduler that is a class, as `build_lr_scheduler` does."""
-    cls = _find_class(name, torch.optim.lr_scheduler, LRScheduler, "optim.schedule")
+    cls: type[LRScheduler] = _find_class(name, torch.optim.lr_scheduler, LRScheduler, "optim.schedule")
     if issubclass(cls, ReduceLROnPlateau):
         raise InputError(
             "optim.schedule: ReduceLROnPlateau follows a metric, but schedules here advance with every optimizer step, "
@@ -173,7 +174,7 @@ def scheduler_class(name: str) -> type[LRScheduler]:
     return cls
 
 
-def _find_class(name: str, package: Any, base: type, field: str) -> type:
+def _find_class(name: str, package: Any, base: type, field: str) -> type[Any]:
     """Find a class by its name in ``package`` (in any case) or by its import path."""
     if "." in name:
         module_name, _, class_name = name.rpartition(".")

@@ -22,14 +22,15 @@ __all__ = [
     "Recipe", "SampleKey", "TrainBatchSampler", "available_splits", "detect_format", "eval_loader", "multi_scale_sizes",
     "open_dataset", "preprocess", "read_image", "train_loader",
 ]
-__getattr__, __dir__ = lazy_names(__name__, {
-    "dataset": ("DetectionDataset",),
-    "formats": ("available_splits", "detect_format"),
-    "images": ("IMAGENET_MEAN", "IMAGENET_STD", "preprocess", "read_image"),
-    "label_map": ("Category", "LabelMap"),
-    "loader": ("DetectionLoader", "eval_loader", "train_loader"),
-    "multi_scale": ("multi_scale_sizes",),
-    "opening": ("open_dataset",),
-    "recipes": ("RECIPES", "Recipe"),
-    "samplers": ("EvalSampler", "SampleKey", "TrainBatchSampler"),
-})
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+    __getattr__, __dir__ = lazy_names(__name__, {
+        "dataset": ("DetectionDataset",),
+        "formats": ("available_splits", "detect_format"),
+        "images": ("IMAGENET_MEAN", "IMAGENET_STD", "preprocess", "read_image"),
+        "label_map": ("Category", "LabelMap"),
+        "loader": ("DetectionLoader", "eval_loader", "train_loader"),
+        "multi_scale": ("multi_scale_sizes",),
+        "opening": ("open_dataset",),
+        "recipes": ("RECIPES", "Recipe"),
+        "samplers": ("EvalSampler", "SampleKey", "TrainBatchSampler"),
+    })

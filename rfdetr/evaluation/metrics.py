@@ -30,7 +30,7 @@ def _absolute_target(target: dict[str, Tensor], device: torch.device | str | Non
     target = {key: value if device is None else value.to(device) for key, value in target.items()}
     height, width = target["orig_size"].tolist()
     scale = target["boxes"].new_tensor([width, height, width, height])
-    kept = {key: target[key] for key in ("labels", "iscrowd", "area", "image_id") if key in target}
+    kept: dict[str, Tensor] = {key: target[key] for key in ("labels", "iscrowd", "area", "image_id") if key in target}
     if "masks" in target:
         kept["masks"] = _resize_masks(target["masks"], height, width)
     return {"boxes": cxcywh_to_xyxy(target["boxes"]) * scale, **kept}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rfdetr.losses.matcher import HungarianMatcher
 
 __all__ = ["HungarianMatcher", "LossConfig", "SetCriterion"]
-__getattr__, __dir__ = lazy_names(__name__, {
-    "config": ("LossConfig",), "criterion": ("SetCriterion",), "matcher": ("HungarianMatcher",)
-})
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+    __getattr__, __dir__ = lazy_names(__name__, {
+        "config": ("LossConfig",), "criterion": ("SetCriterion",), "matcher": ("HungarianMatcher",)
+    })

@@ -30,11 +30,12 @@ __all__ = [
     "DataConfig", "DetectorConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "LossConfig",
     "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "train",
 ]
-__getattr__, __dir__ = lazy_names(__name__, {
-    "assemble": ("build_trainer",),
-    "config": ("DetectorConfig", "LossConfig", "RunConfig"),
-    "evaluation": ("evaluate",),
-    "run": ("train",),
-    "sections": ("DataConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "OptimConfig",
-                 "TrainConfig"),
-})
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+    __getattr__, __dir__ = lazy_names(__name__, {
+        "assemble": ("build_trainer",),
+        "config": ("DetectorConfig", "LossConfig", "RunConfig"),
+        "evaluation": ("evaluate",),
+        "run": ("train",),
+        "sections": ("DataConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "OptimConfig",
+                     "TrainConfig"),
+    })

@@ -163,8 +163,9 @@ def assemble_hooks(
 def divide(model: nn.Module, device: torch.device) -> nn.Module:
     """Divide the model over the processes (FSDP2), and return the whole twin that evaluations need."""
     whole = copy.deepcopy(model)
+    parts: Any = model
     with bad_input("train.strategy: fsdp: "):
-        shard(model, model.blocks, device)
+        shard(model, parts.blocks, device)
     return whole
 
 

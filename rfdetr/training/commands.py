@@ -1,4 +1,4 @@
-"""The commands ``rfdetr fit | validate | test | predict | check | pack | convert | benchmark``, which tools/ has as files too.
+"""The commands that the words after ``rfdetr`` name (`COMMANDS`), which tools/ has as files too.
 
 Here they read their command lines. What they do then is in actions.py, which is imported once the words make sense: help and
 bad input are answered without waiting for torch.
@@ -210,6 +210,18 @@ def benchmark(argv: Sequence[str] | None = None) -> ExitCode:
     return _actions().benchmark(make_config(RunConfig, parser, arguments), rows, other, arguments)
 
 
+def migrate(argv: Sequence[str] | None = None) -> ExitCode:
+    """Print our configuration for the settings of the published package in a file."""
+    parser = ArgumentParser(prog=_prog("migrate"), description=migrate.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("file", help="a checkpoint (.pth, .ckpt), a training_config.json, or a YAML file of its command line")
+    path = Path(parse(RunConfig, parser, _words(argv)).file)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    check_installation()
+    sys.stdout.write(importlib.import_module("rfdetr.training.migration").migrate(path))
+    return ExitCode.DONE
+
+
 def _actions() -> Any:
     check_installation()
     return importlib.import_module("rfdetr.training.actions")
@@ -227,5 +239,5 @@ def _prog(command: str) -> str | None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "fit": fit, "validate": validate, "test": test, "predict": predict, "check": check, "pack": pack,
-    "convert": convert, "benchmark": benchmark,
+    "convert": convert, "benchmark": benchmark, "migrate": migrate,
 }

@@ -70,14 +70,14 @@ class DetectorConfig:
         A position table as large as the variant's input follows the resolution; a table of its own size stays.
         """
         base = VARIANTS[self.variant]
-        changes = {"num_classes": self.num_classes or num_classes or base.num_classes}
+        changes: dict[str, Any] = {"num_classes": self.num_classes or num_classes or base.num_classes}
         if self.group_detr is not None:
             changes["group_detr"] = self.group_detr
         if self.num_queries is not None:
             changes |= {"num_queries": self.num_queries, "num_select": self.num_queries}
         if self.resolution is not None:
             changes["resolution"] = self.resolution
-            if base.positional_encoding_size == base.resolution // base.patch_size:
+            if base.positional_encoding_size == base.input_size[0] // base.patch_size:
                 changes["positional_encoding_size"] = max(replace(base, **changes).input_size) // base.patch_size
         return replace(base, **changes)
 
@@ -119,7 +119,8 @@ class RunConfig:
         _check_classes(self)
         _check_epochs(self)
         better, worse = self.early_stopping.stopping_threshold, self.early_stopping.divergence_threshold
-        if None not in (better, worse) and (better > worse if self.monitor.startswith("loss") else better < worse):
+        if better is not None and worse is not None and (
+                better > worse if self.monitor.startswith("loss") else better < worse):
             raise InputError(f"early_stopping.stopping_threshold: {better} is worse than divergence_threshold, {worse}, so any "
                              f"{self.monitor} would stop the run")
         if self.data.batch_size == "auto" and (self.train.effective_batch is None or self.train.grad_accum_steps != 1):

@@ -123,7 +123,7 @@ def evaluate_split(
     Returns:
         the metrics under the names of training, such as ``test/mAP_50_95``, and the metric object, which knows more.
     """
-    dataset = open_split(config.data, architecture, split, label_map)
+    dataset: Any = open_split(config.data, architecture, split, label_map)
     loader = build_eval_loader(config.data, dataset, architecture, device)
     metric = DetectionMetrics(
         dataset.label_map.names, iou_types=iou_types(architecture), max_dets=config.eval.max_dets,

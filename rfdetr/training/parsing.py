@@ -32,7 +32,7 @@ def sections_of(run_class: type) -> dict[str, type]:
     return {section.name: type(section.default) for section in fields(run_class) if is_dataclass(section.default)}
 
 
-def make_parser(run_class: type, description: str, prog: str | None = None) -> ArgumentParser:
+def make_parser(run_class: type, description: str | None, prog: str | None = None) -> ArgumentParser:
     """Return a parser with ``--cfg``, ``--print_config``, every field of every section, and ``--hooks``."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # --help shows the text below each field
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
@@ -96,14 +96,16 @@ def make_config(run_class: type, parser: ArgumentParser, namespace: Namespace) -
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(place: str = "") -> Iterator[None]:
     """Say in one message what jsonargparse, or a section, does not like; values of a wrong type raise all kinds of errors."""
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        if not place:
+            raise
+        raise InputError(f"{place}{error}") from error
     except Exception as error:
-        raise InputError(_readable(str(error))[:MAX_MESSAGE]) from error
+        raise InputError(f"{place}{_readable(str(error))[:MAX_MESSAGE]}") from error
 
 
 def read_config(run_class: type, path: str | os.PathLike, overrides: Mapping[str, Any]) -> Any:
@@ -177,6 +179,14 @@ def check_config_file(run_class: type, path: Path) -> None:
     """Refuse a file that is missing, is not YAML, or has a key that no section knows."""
     if not path.is_file():
         raise InputError(f"--cfg {path}: {'is not a regular file' if path.exists() else 'there is no such file'}")
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: has to hold sections (model:, data:, train:, ...), it holds {type(content).__name__}")
+    check_keys(run_class, content, str(path))
+
+
+def load_yaml(path: Path) -> Any:
+    """Return what a YAML file holds; refuse what is none, or would grow when it is written out."""
     try:
         if path.stat().st_size > MAX_FILE:
             raise ValueError(f"{path.stat().st_size:,} bytes are no configuration")
@@ -184,9 +194,7 @@ def check_config_file(run_class: type, path: Path) -> None:
         _check_size(content)
     except Exception as error:  # of YAML, of Python's own numbers and dates, of the disk
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: has to hold sections (model:, data:, train:, ...), it holds {type(content).__name__}")
-    check_keys(run_class, content, str(path))
+    return content
 
 
 def _check_size(content: Any) -> None:

@@ -27,7 +27,7 @@ _LARGEST = 100_000  # number that a field may have
 
 
 def checkpoint_payload(
-    model: nn.Module, config: ModelConfig, *, args: dict[str, Any] | None = None, label_map: Any | None = None
+    model: nn.Module, config: ModelConfig, *, args: dict[str, Any] | None = None, label_map: Any = None
 ) -> dict[str, Any]:
     """Return the detector's part of a checkpoint_best_*.pth, which the published package opens as well.
 

@@ -49,7 +49,7 @@ def normalise(content: Any, origin: str) -> dict[str, Any]:
         return content
     if not isinstance(content, dict):
         raise InputError(f"{origin}: holds a {type(content).__name__}, not a checkpoint's dict; {_WANTED}")
-    args = _plain_args(content)
+    args = plain_args(content)
     ema = _find_ema(content)
     return {
         _READ: origin,
@@ -108,7 +108,7 @@ def _reason(error: Exception) -> str:
             f"({detail.splitlines()[0][:200]}); copy or download it again")
 
 
-def _plain_args(content: dict[str, Any]) -> dict[str, Any]:
+def plain_args(content: dict[str, Any]) -> dict[str, Any]:
     """Return the training arguments as a dict, whether they were a Namespace, a dict or not there."""
     args = content.get("args")
     if args is None:

@@ -129,3 +129,15 @@ def test_nothing_is_called_where_nobody_listens(tmp_path):
             pass
 
     assert evaluation_listener(make_trainer(tmp_path, hooks=[Deaf()])) is None
+
+
+@pytest.mark.parametrize("name, place", [("on_train_epoch_end", "after_epoch"), ("on_train_batch_end", "after_step"),
+                                         ("on_fit_start", "before_train"), ("on_validation_epoch_end", "after_eval"),
+                                         ("on_test_batch_end", "after_eval_batch"), ("on_save_checkpoint", "state_dict")])
+def test_a_method_of_lightning_is_refused_with_what_takes_its_place(name, place):
+    with pytest.raises(TypeError, match=rf"Mine\.{name} is a method of Lightning.*{place}"):
+        type("Mine", (Hook,), {name: lambda self, *arguments: None})
+
+
+def test_names_that_a_hook_may_have_for_itself_stay_allowed():
+    assert type("Mine", (Hook,), {name: lambda self: None for name in ("setup", "teardown", "on_new_best")}).name == "Mine"
