@@ -41,9 +41,10 @@ def draw_curves(runs: Sequence[Run]) -> Html:
             for kind, (label, name) in enumerate(tags.items()):
                 points = [(epoch, _finite(line[name])) for epoch, line in zip(epochs[place], run.lines) if name in line]
                 if any(value is not None for _, value in points):
-                    color = "rgb({:.0f} {:.0f} {:.0f})".format(*(255 * part for part in ink(class_color(place or kind * (len(runs) == 1)))))
                     text = label if len(runs) == 1 else f"{run.name}, {label}" if len(tags) > 1 else run.name
-                    lines.append(Line(text, points, color, DASHES[kind if len(runs) > 1 else 0]))
+                    hue, dash = (kind, 0) if len(runs) == 1 else (place, kind)
+                    color = " ".join(f"{255 * part:.0f}" for part in ink(class_color(hue)))
+                    lines.append(Line(text, points, f"rgb({color})", DASHES[dash]))
         if lines:
             figures.append(_figure(title, lines))
     return tag("div", *figures, class_="curves") if figures else tag("p", "No values of training or evaluation yet.")

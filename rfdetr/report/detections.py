@@ -44,7 +44,9 @@ def save_evaluation(evaluation: Evaluation, path: Path) -> None:
                 for place, picture in evaluation.pictures.items()]
     about = json.dumps({**evaluation.about, "pictures": pictures}).encode()
     columns = {
-        "about": np.frombuffer(about, np.uint8), "num_found": [len(some) for some in found],
+        "about": np.frombuffer(about, np.uint8),
+        "image_ids": [-1 if image.image_id is None else image.image_id for image in evaluation.images],
+        "num_found": [len(some) for some in found],
         "num_targets": [len(some) for some in targets],
         "found_boxes": _joined(found, "boxes"), "found_labels": _joined(found, "labels"), "scores": _joined(found, "scores"),
         "boxes": _joined(targets, "boxes"), "labels": _joined(targets, "labels"), "crowd": _joined(targets, "crowd"),
@@ -62,11 +64,10 @@ def load_evaluation(path: Path) -> Evaluation:
     about = json.loads(data["about"].tobytes())
     found = _split(data["num_found"], data["found_boxes"], data["found_labels"], data["scores"])
     targets = _split(data["num_targets"], data["boxes"], data["labels"], data["crowd"], data["areas"])
-    images = [
-        ImageRecord(Detections(boxes.reshape(-1, 4), labels.astype(np.int64), scores=scores),
-                    Targets(of_targets.reshape(-1, 4), names.astype(np.int64), crowd=crowd.astype(bool), areas=areas))
-        for (boxes, labels, scores), (of_targets, names, crowd, areas) in zip(found, targets)
-    ]
+    found = [Detections(boxes, labels.astype(np.int64), scores=scores) for boxes, labels, scores in found]
+    targets = [Targets(boxes, labels.astype(np.int64), crowd=crowd.astype(bool), areas=areas)
+               for boxes, labels, crowd, areas in targets]
+    images = list(map(ImageRecord, found, targets, data["image_ids"].tolist()))
     pictures, start = {}, 0
     for entry in about.pop("pictures"):
         jpeg = data["jpegs"][start : start + entry["bytes"]].tobytes()

@@ -26,6 +26,11 @@ def joined(parts: Iterable[Any]) -> Html:
     return Html("".join(part if isinstance(part, Html) else html.escape(str(part)) for part in parts if part is not None))
 
 
+def section(title: str, *content: Any) -> Html:
+    """Return a part of the page under its title."""
+    return tag("section", tag("h2", title), *content)
+
+
 def number(value: Any, digits: int = 3) -> str:
     """Show a number for a person; "-" for what is missing, not finite, or COCO's -1, "nothing to evaluate"."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value == -1:
@@ -38,7 +43,9 @@ def duration(seconds: Any) -> str:
     if not isinstance(seconds, (int, float)):
         return "-"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
 
 
 def table(
@@ -50,16 +57,17 @@ def table(
         sortable: give each head a button that sorts.
         attributes: those of the row's element, by the number of the row.
     """
-    def head(text: str) -> Html:
-        return tag("th", tag("button", text, type="button") if sortable else text, scope="col",
-                   aria_sort="none" if sortable else None)
+    rows = list(rows)
+    kinds = [None, *("number" if all(map(_is_number, column)) else None for column in list(zip(*rows))[1:])]
+    kinds += [None] * (len(heads) - len(kinds))
+    head = [tag("th", tag("button", text, type="button") if sortable else text, scope="col", class_=kind,
+                aria_sort="none" if sortable else None) for text, kind in zip(heads, kinds)]
+    body = [tag("tr", tag("th", first, scope="row"), *(tag("td", cell, class_=kind) for cell, kind in zip(cells, kinds[1:])),
+                **(attributes(place) if attributes else {})) for place, (first, *cells) in enumerate(rows)]
+    made = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="sortable" if sortable else None)
+    return joined([tag("p", caption, class_="caption"), tag("div", made, class_="scroll", tabindex="0", role="region",
+                                                            aria_label=caption)])
 
-    def cell(value: Any) -> Html:
-        is_number = isinstance(value, str) and not isinstance(value, Html) and (value[:1].isdigit() or value[:1] in ("-", "+"))
-        return tag("td", value, class_="number" if is_number else None)
 
-    body = joined(tag("tr", tag("th", first, scope="row"), *map(cell, cells), **(attributes(place) if attributes else {}))
-                  for place, (first, *cells) in enumerate(rows))
-    made = tag("table", tag("caption", caption), tag("thead", tag("tr", *map(head, heads))), tag("tbody", body),
-               class_="sortable" if sortable else None)
-    return tag("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, Html) and (value == "-" or value[:1].isdigit())

@@ -53,9 +53,12 @@ function follow(part) {
         if (box.classList.contains("object")) box.classList.toggle("missed", below);
         else box.classList.toggle("below", below && !box.classList.contains("crowd"));
       }
-      const count = kind => figure.querySelectorAll(kind).length;
-      figure.querySelector(".verdict").textContent =
-        ` ${count(".right:not(.below)")} right, ${count(".wrong:not(.below)")} wrong, ${count(".missed")} not found`;
+      const wrong = {}, shown = kind => figure.querySelectorAll(kind);
+      for (const box of shown(".wrong:not(.below)")) wrong[box.dataset.kind] = (wrong[box.dataset.kind] || 0) + 1;
+      const kinds = Object.entries(wrong).map(([kind, count]) => `${count} ${kind}`);
+      figure.querySelector(".verdict").textContent = " " + [
+        `${shown(".right:not(.below)").length} right`, ...kinds, `${shown(".missed").length} not found`].join(", ");
+      figure.classList.toggle("crowded", shown(".wrong:not(.below)").length > 8);
     }
   }
   slider.addEventListener("input", update);

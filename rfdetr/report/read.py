@@ -84,6 +84,11 @@ class Run:
         return {"model": model, "epoch": line.get("epoch"), "metrics": without_prefix(line, model)}
 
     @property
+    def class_values(self) -> dict[str, float]:
+        """AP 50:95 of each class, of the best weights."""
+        return {name.removeprefix("AP/"): value for name, value in self.best["metrics"].items() if name.startswith("AP/")}
+
+    @property
     def monitor(self) -> str:
         """The metric that decides, without its prefix."""
         settings = {name: _mapping(self.settings.get(name)) for name in ("eval", "model")}

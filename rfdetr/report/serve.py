@@ -33,8 +33,7 @@ class ReportServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
-            raise InputError(f"--port {port}: cannot be used ({error.strerror or error}); choose another, or 0 for any that is free"
-                             ) from error
+            raise InputError(f"--port {port}: cannot be used ({error.strerror}); choose another, or 0 for a free one") from error
         logger.info("the report is at http://%s:%d, until Ctrl+C", HOST, self.server_address[1])
 
     def answer(self, path: str) -> tuple[str, str] | None:
@@ -69,8 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
         content, kind = answer
         body = content.encode()
         self.send_response(200)
-        for header, value in {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": len(body), "Cache-Control": "no-store"}.items():
-            self.send_header(header, str(value))
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(body)
 

@@ -20,7 +20,8 @@ from rfdetr.files import write_json
 from rfdetr.plots.pictures import display_size, displayable
 from rfdetr.report.detections import Evaluation, Picture, load_evaluation, save_evaluation
 from rfdetr.report.errors import find_errors, worst_images
-from rfdetr.report.page import DEFAULT_THRESHOLD, write_report
+from rfdetr.report.evaluated import DEFAULT_THRESHOLD
+from rfdetr.report.page import write_report
 from rfdetr.report.read import DETECTIONS, FACTS, REPORT, Run, without_prefix
 from rfdetr.training.config import RunConfig
 from rfdetr.training.finish import FinishHook

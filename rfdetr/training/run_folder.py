@@ -20,7 +20,8 @@ CHECKPOINT = "checkpoint.pth"
 METRICS_TABLE = "metrics.csv"
 OUTPUTS = (
     SETTINGS, LABEL_MAP, "checkpoint*.pth", "bad_steps.jsonl", METRICS, METRICS_TABLE, RESULTS, "events.out.tfevents.*",
-    "*_run_id.txt", DETECTIONS, FACTS, REPORT, "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
+    "*_run_id.txt", DETECTIONS, FACTS, REPORT,
+    "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
 )
 
 
