@@ -10,7 +10,7 @@ from rfdetr.evaluation.f1 import THRESHOLDS
 from rfdetr.plots.colors import class_color
 from rfdetr.report.detections import Picture
 from rfdetr.report.errors import IGNORED, KINDS, RIGHT, SIZES, Errors, counts_by_threshold, find_errors, gains
-from rfdetr.report.markup import Html, number, section, table, tag
+from rfdetr.report.markup import Html, joined, number, section, table, tag
 from rfdetr.report.read import Run
 
 DEFAULT_THRESHOLD = 0.5  # where no evaluation has found a better one
@@ -62,11 +62,10 @@ def _counts(objects: int, right: np.ndarray, wrong: np.ndarray, at: int) -> list
 def _error_table(errors: Errors, counts: Mapping[str, np.ndarray], at: int) -> Html:
     gained = gains(errors)
     largest = max(max(gained[kind] for kind in KINDS), 1e-9)
-    rows = [[kind, ERROR_TEXTS[kind], number(int(counts["errors"][place, at])), number(gained[kind]),
+    rows = [[joined([kind, tag("small", " ", ERROR_TEXTS[kind])]), number(int(counts["errors"][place, at])), number(gained[kind]),
              tag("span", class_="bar", style=f"width: {max(gained[kind], 0) / largest:.0%}")] for place, kind in enumerate(KINDS)]
     text = f"Errors of boxes; AP50 is {number(gained['AP50'])}, and would be higher by so much without errors of a kind"
-    made = table(["error", "what it is", "number", "AP50 lost", ""], rows, caption=text,
-                 attributes=lambda row: {"data_error": row})
+    made = table(["error", "number", "AP50 lost", ""], rows, caption=text, attributes=lambda row: {"data_error": row})
     return tag("div", made, tag("p", TIDE, class_="note"), class_="errors")
 
 

@@ -13,9 +13,9 @@ class Html(str):
 
 
 def tag(element: str, *content: Any, **attributes: Any) -> Html:
-    """Return an element; ``class_`` stands for class, ``data_x`` for data-x; attributes that are None or False are left out."""
-    given = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items() if value not in (None, False)}
-    shown = "".join(f' {name}="{html.escape(name if value is True else str(value))}"' for name, value in given.items())
+    """Return an element; ``class_`` stands for class, ``data_x`` for data-x; attributes that are None are left out."""
+    given = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items() if value is not None}
+    shown = "".join(f' {name}="{html.escape(str(value))}"' for name, value in given.items())
     if element in VOID and not content:
         return Html(f"<{element}{shown}/>")
     return Html(f"<{element}{shown}>{joined(content)}</{element}>")

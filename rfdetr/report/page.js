@@ -41,7 +41,7 @@ function follow(part) {
       cells.push(ratio(right, right + wrong), ratio(right, objects), ratio(2 * right, objects + right + wrong));
       cells.forEach((text, column) => { row.cells[column + 2].textContent = text; });
     }
-    for (const row of errors) row.cells[2].textContent = number(data.errors[row.dataset.error][at]);
+    for (const row of errors) row.cells[1].textContent = number(data.errors[row.dataset.error][at]);
     for (const row of sizes) {
       const found = data.size_right[row.dataset.size][at];
       row.cells[3].textContent = number(found);

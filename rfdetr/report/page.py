@@ -19,7 +19,7 @@ from rfdetr.report.read import METRICS, REPORT, RESULTS, Run, flat, open_runs
 METRIC_ROWS = {"mAP_50_95": "mAP 50:95", "mAP_50": "mAP 50", "mAP_75": "mAP 75", "segm_mAP_50_95": "mask mAP 50:95",
                "segm_mAP_50": "mask mAP 50", "F1": "best F1, mean of the classes",
                "precision": "precision there", "recall": "recall there", "F1_threshold": "its score threshold"}
-MODEL_NAMES = {"regular": "weights as trained", "ema": "their average (EMA)", "average": "mean of the best checkpoints"}
+MODEL_NAMES = {"regular": "weights as trained", "ema": "average of the weights (EMA)", "average": "mean of the best checkpoints"}
 RUN_SECTIONS = ("Classes", "Errors", "Sizes", "Pictures with the largest errors", "Data", "Settings", "Versions")
 
 
@@ -43,13 +43,15 @@ def write_report(folders: Sequence[str | Path], output: Path | None = None, *, d
 def make_page(runs: Sequence[Run], defaults: Mapping[str, Any], *, live: str = "") -> str:
     """Return the HTML; `live` is the state that a served page compares with the server's, to know when to load again."""
     several = len(runs) > 1
-    sections = {"Summary": _summary(runs), "Curves": draw_curves(runs)}
-    if several:
-        sections = {"Summary": sections["Summary"], "Settings that differ": _differences(runs), "Curves": sections["Curves"],
-                    "Classes side by side": _classes_of_all(runs)}
-    body = [section(title, content) for title, content in sections.items()]
+    defaults = flat(defaults)
+    body = [
+        section("Summary", _summary(runs)),
+        section("Settings that differ", _differences(runs, defaults)) if several else None,
+        section("Curves", draw_curves(runs)),
+        section("Classes side by side", _classes_of_all(runs)) if several else None,
+    ]
     for place, run in enumerate(runs):
-        body += [tag("h2", run.name, class_="run") if several else None, *_run_sections(run, place, flat(defaults))]
+        body += [tag("h2", run.name, class_="run") if several else None, *_run_sections(run, place, defaults)]
     title = "Training report: " + ", ".join(run.name for run in runs)
     page = resources.files("rfdetr.report")
     style, script = (Html((page / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
@@ -65,14 +67,15 @@ def _with_links(body: Html, without: Sequence[str]) -> tuple[Html, Html]:
     """Return a page's content with an id for each heading, and links to those that are not called so."""
     head, *parts = body.split("<h2")  # of texts it would be &lt;h2
     titles = [part.partition(">")[2].partition("</h2>")[0] for part in parts]
-    links = [joined([tag("a", Html(title), href=f"#part{place}"), " "]) for place, title in enumerate(titles) if title not in without]
+    links = [joined([tag("a", Html(title), href=f"#part{place}"), " "]) for place, title in enumerate(titles)
+             if title not in without]
     return Html(head + "".join(f'<h2 id="part{place}"{part}' for place, part in enumerate(parts))), tag("nav", *links)
 
 
 def _summary(runs: Sequence[Run]) -> Html:
     columns = [_summary_of(run) for run in runs]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    return table(["", *(run.name for run in runs)], [[name, *(column.get(name, "-") for column in columns)] for name in names],
+    names = [name for name in columns[0] if any(column[name] != "-" for column in columns)]
+    return table(["", *(run.name for run in runs)], [[name, *(column[name] for column in columns)] for name in names],
                  caption="How good, which weights, when, and how long")
 
 
@@ -83,11 +86,11 @@ def _summary_of(run: Run) -> dict[str, str]:
     return {
         "status": f"{run.status}{': ' + str(run.results['stop_reason']) if run.results.get('stop_reason') else ''}",
         "best weights": f"{MODEL_NAMES.get(best['model'], '-')}, epoch {best['epoch']}" if best["model"] else "-",
-        **{text: number(metrics.get(name)) for name, text in METRIC_ROWS.items() if name in metrics},
-        **{f"test {METRIC_ROWS[name]}": number(test[name]) for name in ("mAP_50_95", "mAP_50", "segm_mAP_50_95") if name in test},
+        **{text: number(metrics.get(name)) for name, text in METRIC_ROWS.items()},
+        **{f"test {METRIC_ROWS[name]}": number(test.get(name)) for name in ("mAP_50_95", "mAP_50", "segm_mAP_50_95")},
         "epochs, steps": ", ".join(number(run.results.get(f"{name}s", run.last(name))) for name in ("epoch", "step")),
         "started": str(sessions[0].get("started", "-")) if sessions else "-",
-        "took": f"{duration(sum(filter(None, seconds)))} in {len(sessions)} part{'s' * (len(sessions) > 1)}" if seconds else "-",
+        "took": duration(sum(filter(None, seconds))) + f" in {len(sessions)} parts" * (len(sessions) > 1) if sessions else "-",
         "images a second": number(_mean(run, "train/images_per_s"), 1),
         "share of it waiting for data": number(_mean(run, "train/data_wait")),
         "an evaluation": duration(best.get("seconds")),
@@ -99,8 +102,8 @@ def _mean(run: Run, tag_name: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _differences(runs: Sequence[Run]) -> Html:
-    settings = [flat(run.settings) for run in runs]
+def _differences(runs: Sequence[Run], defaults: Mapping[str, Any]) -> Html:
+    settings = [{**defaults, **flat(run.settings)} for run in runs]
     names = list(dict.fromkeys(name for one in settings for name in one))
     rows = [[name, *(_plain(one.get(name)) for one in settings)] for name in names
             if any(one.get(name) != settings[0].get(name) for one in settings)]
