@@ -94,7 +94,7 @@ class ReportHook(Hook):
         device = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else str(trainer.device)
         machine = {"Python": platform.python_version(), "system": platform.platform(), "device": device,
                    "precision": trainer.precision, "processes": str(world_size())}
-        self.facts["versions"] = {name: _version(name) for name in PACKAGES} | machine
+        self.facts["versions"] = {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__} | machine
         self.facts["sessions"] = [*before, {"started": time.strftime("%Y-%m-%d %H:%M"), "first_step": trainer.step}]
         self._write_facts(trainer)
 

@@ -68,7 +68,8 @@ def test_one_mended_detection_finds_an_object(image):
 
 
 def test_counts_follow_the_threshold(image):
-    images = [image([(THERE, 0, 0.5), (CLOSE, 0, 0.9)], [(THERE, 0)]), image([(THERE, 1, 0.25)], [((0, 0, 40, 40), 0), (THERE, 0)])]
+    images = [image([(THERE, 0, 0.5), (CLOSE, 0, 0.9)], [(THERE, 0)]),
+              image([(THERE, 1, 0.25)], [((0, 0, 40, 40), 0), (THERE, 0)])]
     counts = counts_by_threshold(find_errors(images), 2)
     assert counts["objects"].tolist() == [3, 0]
     assert [counts["right"][:, at].tolist() for at in (0, 50, 51)] == [[1, 0], [1, 0], [0, 0]]
@@ -79,7 +80,8 @@ def test_counts_follow_the_threshold(image):
 
 
 def test_the_worst_images_come_first(image):
-    images = [image([(THERE, 0, 0.9)], [(THERE, 0)]), image([(FAR, 0, 0.6)]), image([], [(THERE, 0), (FAR, 1)]), image([(FAR, 0, 0.2)])]
+    images = [image([(THERE, 0, 0.9)], [(THERE, 0)]), image([(FAR, 0, 0.6)]), image([], [(THERE, 0), (FAR, 1)]),
+              image([(FAR, 0, 0.2)])]
     assert worst_images(find_errors(images), images, 0.5, 9) == [2, 1]
 
 
