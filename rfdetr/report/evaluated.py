@@ -49,7 +49,7 @@ def evaluated_parts(run: Run, place: int) -> Html:
         section("Sizes", table(["objects", "AP", "objects", "found", "recall"], size_rows(run, counts, at),
                                 caption="AP 50:95, and how many are found, by the size of the objects",
                                 attributes=lambda row: {"data_size": row})),
-        section("Pictures with the largest errors", *_pictures(run, errors, place)), class_="evaluated")
+        section("Pictures with the largest errors", *_pictures(run, errors, place)), class_="evaluated", data_run=run.name)
 
 
 def _counts(objects: int, right: np.ndarray, wrong: np.ndarray, at: int) -> list[str]:

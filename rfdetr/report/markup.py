@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-VOID = ("br", "input", "image", "rect", "circle", "line", "polyline", "use")
+VOID = ("br", "input", "image", "rect", "circle", "line", "polyline", "use", "meta", "link")
 
 
 class Html(str):

@@ -61,7 +61,9 @@ function follow(part) {
       figure.classList.toggle("crowded", shown(".wrong:not(.below)").length > 8);
     }
   }
-  slider.addEventListener("input", update);
+  const key = `threshold ${part.dataset.run}`;
+  if (document.body.dataset.live) slider.value = sessionStorage.getItem(key) ?? slider.value;  // a page that is loaded again
+  slider.addEventListener("input", () => { sessionStorage.setItem(key, slider.value); update(); });
   update();
 }
 document.querySelectorAll(".evaluated").forEach(follow);

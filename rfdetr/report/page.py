@@ -14,7 +14,7 @@ from rfdetr.report.curves import draw_curves
 from rfdetr.report.errors import SIZES
 from rfdetr.report.evaluated import evaluated_parts, size_rows
 from rfdetr.report.markup import Html, duration, joined, number, section, table, tag
-from rfdetr.report.read import METRICS, REPORT, RESULTS, Run, flat, open_runs
+from rfdetr.report.read import DETECTIONS, METRICS, REPORT, RESULTS, Run, flat, open_runs
 
 METRIC_ROWS = {"mAP_50_95": "mAP 50:95", "mAP_50": "mAP 50", "mAP_75": "mAP 75", "segm_mAP_50_95": "mask mAP 50:95",
                "segm_mAP_50": "mask mAP 50", "F1": "best F1, mean of the classes",
@@ -56,7 +56,7 @@ def make_page(runs: Sequence[Run], defaults: Mapping[str, Any], *, live: str = "
     page = resources.files("rfdetr.report")
     style, script = (Html((page / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     head = tag("head", tag("meta", charset="utf-8"), tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-               tag("title", title), tag("style", style))
+               tag("link", rel="icon", href="data:,"), tag("title", title), tag("style", style))
     made = tag("p", f"Made {time.strftime('%Y-%m-%d %H:%M')} of ", ", ".join(str(run.folder) for run in runs), class_="made")
     main, links = _with_links(tag("main", *body), () if len(runs) == 1 else RUN_SECTIONS)
     content = tag("body", tag("header", tag("h1", title), made, links), main, tag("script", script), data_live=live or None)
@@ -184,5 +184,5 @@ def _versions(run: Run) -> Html:
 
 def state_of(runs: Sequence[Run]) -> str:
     """Return what changes when a page has to be made anew."""
-    paths = [run.folder / name for run in runs for name in (METRICS, RESULTS)]
+    paths = [run.folder / name for run in runs for name in (METRICS, RESULTS, DETECTIONS)]
     return " ".join(f"{path.stat().st_mtime_ns}-{path.stat().st_size}" if path.exists() else "-" for path in paths)

@@ -63,7 +63,7 @@ def make_run(tmp_path) -> Callable[..., Path]:
 class Page(HTMLParser):
     """What a browser would make of a page: elements that are closed, texts, addresses."""
 
-    VOID = {"meta", "input", "br", "image", "rect", "line", "circle", "polyline", "use"}
+    VOID = {"meta", "link", "input", "br", "image", "rect", "line", "circle", "polyline", "use"}
 
     def __init__(self, text: str) -> None:
         super().__init__()
