@@ -79,8 +79,7 @@ def _finite(value: Any) -> float | None:
 
 def _figure(title: str, lines: Sequence[Line]) -> Html:
     values = [value for line in lines for _, value in line.points if value is not None]
-    low, high = min(values), max(values)
-    low = 0.0 if 0 <= low < 0.6 * high or low == high >= 0 else low
+    low, high = min(0.0, *values), max(0.0, *values)
     across = _ticks(0, max(1.0, max(epoch for line in lines for epoch, _ in line.points)), 8, least=1)
     up = _ticks(low, high if high > low else low + 1, 5)
     x_scale = (WIDTH - LEFT - RIGHT) / across[-1]

@@ -16,7 +16,7 @@ from rfdetr.report.read import Run
 DEFAULT_THRESHOLD = 0.5  # where no evaluation has found a better one
 MIN_DRAWN_SCORE = 0.05  # of detections in the pictures
 MAX_LEGEND = 12
-CLASSES_TEXT = "AP 50:95; from the threshold on: right (TP), wrong (FP) and not found (FN) at IoU 0.5"
+CLASSES_TEXT = "AP 50:95 of boxes; from the threshold on: right (TP), wrong (FP) and not found (FN) at IoU 0.5"
 TIDE = ("After TIDE: Bolya et al., A General Toolbox for Identifying Object Detection Errors, ECCV 2020, arXiv 2008.08115. What "
         "is lost (dAP) counts every detection, whatever the threshold; it does not add up, since errors hide each other.")
 ERROR_TEXTS = dict(zip(KINDS, (
@@ -103,9 +103,11 @@ def _picture(picture: Picture, name: str, truth: list[Html], found: list[Html], 
     height, width = picture.size
     source = f"data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}"
     shown = tag("image", href=source, width=width, height=height, id=name, preserveAspectRatio="none")
-    sides = [tag("svg", first, *boxes, viewBox=f"0 0 {width} {height}", role="img", aria_label=f"{text} in {picture.name}",
-                 style=f"font-size: {width / 28:.1f}px")
-             for text, first, boxes in (("what is there", shown, truth), ("what was found", tag("use", href=f"#{name}"), found))]
+    sides = [
+        tag("svg", first, tag("g", *boxes, class_="boxes"), viewBox=f"0 0 {width} {height}", role="img",
+            aria_label=f"{text} in {picture.name}", style=f"font-size: {width / 28:.1f}px")
+        for text, first, boxes in (("what is there", shown, truth), ("what was found", tag("use", href=f"#{name}"), found))
+    ]
     legend = [tag("li", tag("span", class_="swatch", style=f"background: {_color(label)}"), text)
               for text, label in list(classes.items())[:MAX_LEGEND]]
     more = tag("li", f"and {len(classes) - MAX_LEGEND} more") if len(classes) > MAX_LEGEND else None
@@ -120,7 +122,7 @@ def _box(box: np.ndarray, label: int, names: Sequence[str], score: float, kind: 
     is_wrong, score = kind in KINDS, round(float(max(score, -1)), 3)
     text = f"{_name(names, label)}{f' {score:.2f}' if score >= 0 and kind not in ('object', 'crowd') else ''}, {kind}"
     shape = tag("rect", tag("title", text), x=x0, y=y0, width=max(x1 - x0, 0.5), height=max(y1 - y0, 0.5), stroke=_color(label))
-    note = tag("text", f"{kind} {score:.2f}", x=x0, y=max(y0, width / 28)) if is_wrong else None
+    note = tag("text", f"{kind} {score:.2f}", x=min(x0, round(0.6 * width)), y=max(y0, round(width / 28))) if is_wrong else None
     return tag("g", shape, note, class_="wrong" if is_wrong else kind, data_kind=kind, data_score=score)
 
 

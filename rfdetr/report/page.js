@@ -58,7 +58,7 @@ function follow(part) {
       const kinds = Object.entries(wrong).map(([kind, count]) => `${count} ${kind}`);
       figure.querySelector(".verdict").textContent = " " + [
         `${shown(".right:not(.below)").length} right`, ...kinds, `${shown(".missed").length} not found`].join(", ");
-      figure.classList.toggle("crowded", shown(".wrong:not(.below)").length > 8);
+      figure.classList.toggle("crowded", shown(".wrong:not(.below)").length > 5);
     }
   }
   const key = `threshold ${part.dataset.run}`;
