@@ -48,10 +48,10 @@ def find_errors(images: Sequence[ImageRecord]) -> Errors:
     images = list(images)
     matches = find_matches(images, "bbox", EVERY_DETECTION)
     kinds = np.where(matches.counts, RIGHT, IGNORED)
-    objects = matches.targets.copy()
+    objects, is_wrong = matches.targets.copy(), matches.counts & (matches.targets < 0)
     detection, target = 0, 0
     for image in images:
-        rows = detection + np.flatnonzero((matches.counts & (matches.targets < 0))[detection : detection + len(image.detections)])
+        rows = detection + np.flatnonzero(is_wrong[detection : detection + len(image.detections)])
         columns = np.flatnonzero(~image.targets.crowd)
         ious = _ious(image.detections.boxes[rows - detection], image.targets.boxes[columns])
         same = image.detections.labels[rows - detection, None] == image.targets.labels[None, columns]
@@ -77,14 +77,14 @@ def classify(ious: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray
     Returns:
         index into KINDS (n,), and the object that it is about (n,), -1 for kinds that are about none.
     """
-    padded = [np.pad(np.where(mask, ious, 0.0), ((0, 0), (0, 1))) for mask in (same, ~same)]  # so that there is always one
-    own, other = (table.max(axis=1) for table in padded)
-    own_place, other_place = (table.argmax(axis=1) for table in padded)
+    if not ious.shape[1]:
+        return np.full(len(ious), BACKGROUND), np.full(len(ious), -1)
+    tables = [np.where(mask, ious, 0.0) for mask in (same, ~same)]
+    (own, own_place), (other, other_place) = ((table.max(axis=1), table.argmax(axis=1)) for table in tables)
     is_close = (own >= BACKGROUND_IOU) & (own < FOREGROUND_IOU)
     cases = [is_close, other >= FOREGROUND_IOU, own >= FOREGROUND_IOU, np.maximum(own, other) < BACKGROUND_IOU]
     kinds = np.select(cases, [LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND], BOTH)
-    places = np.select([np.isin(kinds, (LOCALISATION, DUPLICATE)), kinds == CLASSIFICATION], [own_place, other_place], -1)
-    return kinds, places
+    return kinds, np.select(cases[:3], [own_place, other_place, own_place], -1)
 
 
 def gains(errors: Errors) -> dict[str, float]:

@@ -139,7 +139,7 @@ def _data(run: Run) -> list[Html]:
     data = run.facts.get("data")
     if not data:
         return [tag("p", "Nothing is known of the data: the run has no check of it (older runs, and data sets of one's own).")]
-    splits = {name: numbers for name, numbers in data["splits"].items()}
+    splits = data["splits"]
     rows = [[name, *(number(numbers[key]) for key in ("images", "background_images", "boxes", "crowds")),
              *(f"{numbers['box_sizes'][size]:.1%}" for size in ("tiny", *SIZES)),
              f"{numbers['median_objects']:g}, {numbers['max_objects']}"]
