@@ -113,6 +113,11 @@ class CocoMetrics:
             raise RuntimeError("the images of all ranks are on rank 0; ask for the confusion matrix there")
         return confusion_matrix(self._gathered, num_classes, score_threshold, masks="segm" in self.iou_types)
 
+    def all_images(self) -> list[ImageRecord]:
+        """Return the images of all ranks in one order, ranked as in `compute`; empty on other ranks than 0."""
+        self._current_report()
+        return list(self._gathered or [])
+
     def _forget_report(self) -> None:
         self._report: CocoReport | None = None
         self._matches: dict[int, ClassMatches] | None = None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rfdetr.plots.pictures import class_color
+from rfdetr.plots.colors import class_color, ink
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def plot_pr_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Pa
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for label, (name, (recall, precision)) in enumerate(curves.items()):
-            style = {"label": f"{name}  {precision.mean():.3f}", "color": _color(label)} if few else {"color": "0.75"}
+            style = {"label": f"{name}  {precision.mean():.3f}", "color": ink(class_color(label))} if few else {"color": "0.75"}
             axes.plot(recall, precision, linewidth=1.2 if few else 0.6, **style)
         axes.plot(recall, mean, color="black", linewidth=2.5, label=f"mean of {len(curves)}  {mean.mean():.3f}")
         axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision over recall at IoU 0.5")
@@ -154,7 +154,8 @@ def _draw_panel(axes: Axes, panel: Panel, scalars: Mapping[str, Series]) -> None
     lines = {name: scalars[tag] for name, tag in panel.tags.items() if tag in scalars}
     for label, (name, series) in enumerate(lines.items()):
         marker = "o" if len(series.steps) < 40 else None
-        axes.plot(series.steps, series.values, label=name, color=_color(label), marker=marker, markersize=3, linewidth=1.4)
+        color = ink(class_color(label))
+        axes.plot(series.steps, series.values, label=name, color=color, marker=marker, markersize=3, linewidth=1.4)
     axes.set_title(panel.title, fontsize=11)
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
@@ -164,13 +165,6 @@ def _draw_panel(axes: Axes, panel: Panel, scalars: Mapping[str, Series]) -> None
         axes.set_ylim(bottom=min(0.0, min(min(series.values) for series in lines.values())))
     if len(lines) > 1:
         axes.legend(fontsize=8, ncols=2 if len(lines) > 6 else 1)
-
-
-def _color(label: int) -> tuple[float, ...]:
-    """Return a class's colour, darkened as far as a line on white paper needs it."""
-    red, green, blue = (channel / 255 for channel in class_color(label))
-    factor = min(1.0, 0.55 / (0.3 * red + 0.59 * green + 0.11 * blue))
-    return red * factor, green * factor, blue * factor
 
 
 def _save_figure(path: Path, size: tuple[float, float], draw: Callable[[Figure], None]) -> bool:

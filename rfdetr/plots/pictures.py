@@ -1,6 +1,5 @@
 """Pictures with boxes, masks and names drawn on them: detections, predictions next to the truth, training samples."""
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.evaluation.metrics import absolute_targets
+from rfdetr.plots.colors import class_color, text_color
 
 GAP = 6  # pixels between the pictures of a grid
 PAPER, INK = (250, 250, 250), (30, 30, 30)
@@ -57,14 +57,6 @@ def draw_detections(
         text = name if scores is None else f"{name} {float(scores[index]):.2f}"
         _write_tag(draw, corners[index], text, class_color(label), font, width)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def class_color(label: int) -> tuple[int, int, int]:
-    """Return the colour of a class, far from those of the classes around it."""
-    hue = (0.58 + 0.618034 * label) % 1.0  # golden ratio: the hues never come close to a regular pattern
-    saturation, value = ((0.85, 0.95), (0.6, 1.0), (1.0, 0.7))[label % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def prediction_picture(
@@ -176,5 +168,4 @@ def _write_tag(
     x = min(box[0], max(0, width - plate_width))
     y = box[1] - plate_height if box[1] >= plate_height else box[1]
     draw.rectangle((x, y, x + plate_width, y + plate_height), fill=color)
-    is_bright = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 140
-    draw.text((x + 2 - left, y + 2 - top), text, fill=(0, 0, 0) if is_bright else (255, 255, 255), font=font)
+    draw.text((x + 2 - left, y + 2 - top), text, fill=text_color(color), font=font)

@@ -23,6 +23,8 @@ from rfdetr.datacheck.sheet import draw_sheet
 from rfdetr.detector import check_numbers, load
 from rfdetr.errors import InputError, printable
 from rfdetr.files import write_json
+from rfdetr.report.page import write_report
+from rfdetr.report.serve import ReportServer
 from rfdetr.sources import find_pictures
 from rfdetr.training.benchmark import Side, run_benchmark
 from rfdetr.training.benchmark import to_text as benchmark_text
@@ -160,6 +162,18 @@ def benchmark(config: RunConfig, rows: Sequence[str], other: Side | None, argume
     sys.stdout.write(printable(benchmark_text(found)) + "\n")
     if "json" in arguments:
         write_json(Path(arguments.json), found)
+    return ExitCode.DONE
+
+
+def report(arguments: Namespace) -> ExitCode:
+    """Write the page of ``arguments.runs``, or serve it until Ctrl+C."""
+    defaults = plain_dict(RunConfig())
+    if arguments.serve:
+        with ReportServer(arguments.runs, arguments.port, defaults=defaults) as server:
+            server.serve_forever()
+    output = Path(arguments.output) if "output" in arguments else None
+    path = write_report(arguments.runs, output, defaults=defaults)
+    sys.stdout.write(f"written: {printable(str(path))}\n")
     return ExitCode.DONE
 
 

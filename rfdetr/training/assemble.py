@@ -155,7 +155,8 @@ def assemble_hooks(
     payload = partial(best_content, config=data.architecture, args=settings, label_map=data.label_map)
     return [
         RunFolderHook(metadata, **folder),
-        *build_hooks(config, data.architecture, val_loader, metadata, payload, wishes, sets=sets, writers=build_writers(config)),
+        *build_hooks(config, data.architecture, val_loader, metadata, payload, wishes, sets=sets, writers=build_writers(config),
+                     facts=data.facts),
         FinishHook(config, data.architecture, data.label_map),
     ]
 

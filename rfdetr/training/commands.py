@@ -16,6 +16,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from rfdetr.errors import InputError
+from rfdetr.report.read import open_runs
 from rfdetr.training.benchmark import ROWS, Side, check_rows
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import RunConfig
@@ -222,6 +223,22 @@ def migrate(argv: Sequence[str] | None = None) -> ExitCode:
     return ExitCode.DONE
 
 
+def report(argv: Sequence[str] | None = None) -> ExitCode:
+    """Write report.html of a run or several, or show it while they train."""
+    parser = ArgumentParser(prog=_prog("report"), description=report.__doc__, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run (train.output_dir); several are compared")
+    parser.add_argument("--output", default=SUPPRESS, help="the file (default: report.html in the folder, of several here)")
+    parser.add_argument("--serve", action="store_true", help="show it to browsers of this machine, anew when there is more")
+    parser.add_argument("--port", type=int, default=8000, help="with --serve; 0: any that is free")
+    arguments = parse(RunConfig, parser, _words(argv))
+    if arguments.serve and "output" in arguments:
+        raise InputError("--serve writes no file; leave it out, or --output")
+    if not 0 <= arguments.port < 2**16:
+        raise InputError(f"--port {arguments.port}: it must be between 0 and {2**16 - 1}")
+    open_runs(arguments.runs)
+    return _actions().report(arguments)
+
+
 def _actions() -> Any:
     check_installation()
     return importlib.import_module("rfdetr.training.actions")
@@ -239,5 +256,5 @@ def _prog(command: str) -> str | None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "fit": fit, "validate": validate, "test": test, "predict": predict, "check": check, "pack": pack,
-    "convert": convert, "benchmark": benchmark, "migrate": migrate,
+    "convert": convert, "benchmark": benchmark, "migrate": migrate, "report": report,
 }

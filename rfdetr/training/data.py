@@ -26,7 +26,7 @@ from rfdetr.data.annotations import RawSplit
 from rfdetr.data.class_matching import find_names
 from rfdetr.data.mixing import Mixing
 from rfdetr.data.shards import is_address
-from rfdetr.datacheck import DatasetCheck, check_dataset
+from rfdetr.datacheck import DatasetCheck, check_dataset, to_dict
 from rfdetr.errors import InputError
 from rfdetr.losses.config import LossConfig
 from rfdetr.shapes.dataset import make_shapes
@@ -45,6 +45,7 @@ class RunData:
     train_set: Dataset
     val_set: Dataset
     architecture: ModelConfig  # with as many classes as there are
+    facts: dict[str, Any] | None = None  # what the check says of the data, as plain values, on the main process
 
     @property
     def label_map(self) -> LabelMap:
@@ -56,8 +57,11 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
     """Open the splits train and val, once they are checked; somebody's own data sets take their place."""
     architecture = config.model.architecture()
     splits: dict[str, RawSplit] = {}
+    facts = None
     if train_set is None:
-        splits = check_splits(config) if is_main_process() else {}
+        check = check_splits(config) if is_main_process() else None
+        splits = {} if check is None else {name: split.raw for name, split in check.splits.items()}
+        facts = None if check is None else to_dict(check)
         train_set = open_split(config.data, architecture, "train", raw=splits.get("train"), mixing=_mixing(config))
     else:
         _refuse_own_data(config, is_opened=isinstance(train_set, DetectionDataset))
@@ -70,7 +74,7 @@ def open_run_data(config: RunConfig, train_set: Dataset | None = None, val_set: 
     else:
         val_set = OwnDataset.of(val_set, architecture, training=False, label_map=train_set.label_map,
                                 letterbox=letterbox_cell(config.data, architecture))
-    return RunData(train_set, val_set, architecture)
+    return RunData(train_set, val_set, architecture, facts)
 
 
 def _refuse_own_data(config: RunConfig, *, is_opened: bool) -> None:
@@ -132,8 +136,8 @@ def letterbox_cell(config: DataConfig, architecture: ModelConfig) -> int | None:
     return architecture.cell_size if config.resize == "letterbox" else None
 
 
-def check_splits(config: RunConfig) -> dict[str, RawSplit]:
-    """Refuse data that would break or falsify the run, say what it will be evaluated on, and return the splits as read."""
+def check_splits(config: RunConfig) -> DatasetCheck:
+    """Refuse data that would break or falsify the run, say what it will be evaluated on, and return the check with the splits."""
     architecture = config.model.architecture()
     check = check_data(config.data, architecture.input_size, architecture.num_queries, quick=True,
                        with_masks=architecture.segmentation_head)
@@ -143,7 +147,7 @@ def check_splits(config: RunConfig) -> dict[str, RawSplit]:
             numbers = check.statistics[split]
             logger.info("evaluated %s: the %s split, %d images with %d boxes, of %s", when, split, numbers.images, numbers.boxes,
                         check.splits[split].raw.source)
-    return {name: split.raw for name, split in check.splits.items()}
+    return check
 
 
 def _tolerated(config: DataConfig) -> list[str]:

@@ -13,6 +13,7 @@ from engine.distributed import gather_objects
 from rfdetr.data import LabelMap
 from rfdetr.data.class_matching import differences
 from rfdetr.errors import InputError
+from rfdetr.report.read import DETECTIONS, FACTS
 from rfdetr.training.foreign import continue_from, read_foreign
 from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty, has_only_begun
 
@@ -28,7 +29,7 @@ KINDS = {  # of the parts of a checkpoint
     **dict.fromkeys(("model", "optimizer", "scaler", "hooks", "bad_steps", "args", "model_config", "label_map"), dict),
     **dict.fromkeys(("epoch", "step", "epoch_step", "samples_per_step", "steps_per_epoch"), int), "rng": list,
 }
-COMES_ALONG = ("checkpoint_best_*.pth", METRICS, METRICS_TABLE, "events.out.tfevents.*")  # into another folder
+COMES_ALONG = ("checkpoint_best_*.pth", METRICS, METRICS_TABLE, DETECTIONS, FACTS, "events.out.tfevents.*")  # into another folder
 
 
 def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] | None:

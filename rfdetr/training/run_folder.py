@@ -13,14 +13,15 @@ from engine import Hook, Trainer
 from engine.distributed import is_main_process
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file, write_json
+from rfdetr.report.read import DETECTIONS, FACTS, LABEL_MAP, METRICS, REPORT, RESULTS, SETTINGS
 from rfdetr.training.ownership import owned, together
 
 CHECKPOINT = "checkpoint.pth"
-METRICS, METRICS_TABLE = "metrics.jsonl", "metrics.csv"
-SETTINGS, LABEL_MAP, RESULTS = "config.yaml", "label_map.json", "results.json"
+METRICS_TABLE = "metrics.csv"
 OUTPUTS = (
     SETTINGS, LABEL_MAP, "checkpoint*.pth", "bad_steps.jsonl", METRICS, METRICS_TABLE, RESULTS, "events.out.tfevents.*",
-    "*_run_id.txt", "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
+    "*_run_id.txt", DETECTIONS, FACTS, REPORT,
+    "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
 )
 
 

@@ -364,6 +364,8 @@ class LogConfig:
     """Show a progress bar (on terminals and in notebooks)."""
     plots: bool = True
     """Draw curves and example pictures into output_dir at the end."""
+    report: bool | None = None
+    """Write report.html into output_dir at the end: results, errors, data and settings on one page (default: as log.plots)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "log", "1 or more", is_count, "every_steps")

@@ -40,6 +40,7 @@ from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
 from rfdetr.training.evaluation import as_trained_on, iou_types
 from rfdetr.training.parsing import find_class, make_object, plain_dict
+from rfdetr.training.reporting import ReportHook
 from rfdetr.training.run_folder import METRICS, METRICS_TABLE
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def _complete(hook: Hook, given: Mapping[str, Any]) -> Hook:
 def build_hooks(
     config: RunConfig, architecture: ModelConfig, val_loader: DetectionLoader, metadata: Mapping[str, Any],
     payload: Callable, wishes: Sequence[Wish] = (), *, sets: Mapping[str, DetectionLoader] = MappingProxyType({}),
-    writers: Sequence[Writer] = (),
+    writers: Sequence[Writer] = (), facts: Mapping[str, Any] | None = None,
 ) -> list[Hook]:
     """Make the hooks of a run: a user's subclass of a standard hook in its place, users' other hooks before the one that saves.
 
@@ -119,6 +120,7 @@ def build_hooks(
         metadata: what checkpoint.pth holds beside the state.
         payload: makes the content of a best file of a model.
         sets: loaders of further evaluation sets.
+        facts: the check of the data, for the report.
 
     Raises:
         InputError: two hooks for one place or of one name, or a subclass that does not take what a run has to give it.
@@ -132,6 +134,7 @@ def build_hooks(
         Standard(LogHook, {"every_steps": config.log.every_steps}, {"writers": writers}),
         Standard(ProgressHook, enabled=config.log.progress),
         Standard(PlotsHook, enabled=config.log.plots),
+        Standard(ReportHook, {"facts": facts}, enabled=config.log.plots if config.log.report is None else config.log.report),
         Standard(InterruptHook, {"max_hours": config.train.max_hours}),
     ]
     taken, others = _places([one.hook for one in (*first, saving, evaluation)], wishes)
@@ -139,7 +142,8 @@ def build_hooks(
     dataset = val_loader.dataset
     pictures = {"pictures": RunPictures(dataset.label_map.names), "val_dataset": dataset, "postprocess": postprocess,
                 "coco_eval": coco_eval}
-    first = [replace(one, parts=pictures) if one.hook is PlotsHook else one for one in first]
+    parts = {PlotsHook: pictures, ReportHook: {"coco_eval": coco_eval, "dataset": dataset}}
+    first = [replace(one, parts=parts.get(one.hook, one.parts)) for one in first]
     hooks = [_make(one, taken) for one in first if one.enabled or one.hook in taken]
     return _checked([*hooks, *(wish.make({}) for wish in others), _make(saving, taken), coco_eval])
 

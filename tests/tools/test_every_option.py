@@ -190,6 +190,7 @@ EFFECTS = {
     "log.mlflow": Effect(see.without_trackers, "mine", refused="mlflow.* not installed"),
     "log.progress": Effect(see.has_progress_bar, False),
     "log.plots": Effect(see.files, True),
+    "log.report": Effect(see.files, True),
 
     "hooks": Effect(see.runs_with_hooks, ({"class_path": "hooks.ProgressHook", "init_args": {"enabled": True}},),
                     {"log.progress": False}),

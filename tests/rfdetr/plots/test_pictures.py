@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rfdetr.data.images import preprocess
+from rfdetr.plots.colors import class_color
 from rfdetr.plots.pictures import (
-    class_color,
     display_size,
     displayable,
     draw_detections,
@@ -69,11 +69,6 @@ def test_no_detection_leaves_the_picture():
     no_masks = torch.zeros(0, 1, 120, 160, dtype=torch.bool)
     drawn = draw_detections(GREY, torch.zeros(0, 4), [], class_names=NAMES, scores=torch.zeros(0), masks=no_masks)
     assert torch.equal(drawn, GREY)
-
-
-def test_neighbouring_classes_differ_in_colour():
-    colors = [torch.tensor(class_color(label), dtype=torch.float) for label in range(12)]
-    assert min((a - b).norm() for i, a in enumerate(colors) for b in colors[:i]) > 40
 
 
 def test_displayable_undoes_normalisation():

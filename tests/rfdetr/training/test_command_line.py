@@ -195,7 +195,8 @@ def test_torch_without_its_torchvision_is_one_message(write, tmp_path):
 @pytest.mark.parametrize(
     "argv", [["fit", "--train.epochz=3"], ["fit", "--train.epochs=none"], ["fit", "--help"], ["fit", "--print_config"],
              ["validate", "--help"], ["predict"], ["validate", "--checkpoint=a.pth", "--cfg=missing.yaml"],
-             ["benchmark", "--rows=stop"], ["benchmark", "--against=/nowhere/python"], ["migrate", "nowhere.pth"]], ids=" ".join
+             ["benchmark", "--rows=stop"], ["benchmark", "--against=/nowhere/python"], ["migrate", "nowhere.pth"],
+             ["report", "/nowhere"]], ids=" ".join
 )
 def test_help_and_bad_input_do_not_wait_for_torch(argv):
     code = ("import sys\nfrom rfdetr.training.command_line import run_tool\nfrom rfdetr.training.commands import COMMANDS\n"
