@@ -27,7 +27,8 @@ The loop, with every hook point in its place::
     close                                      # always, in reverse order, also after an exception
 
 Every hook runs on every rank, in list order: guard the write (``is_main_process()``), not the hook. ``trainer.step`` and
-``trainer.epoch`` count finished work, so ``trainer.step % n == 0`` needs no ``+ 1``.
+``trainer.epoch`` count finished work, so ``trainer.step % n == 0`` needs no ``+ 1``. Numbers and pictures of a hook's own go to
+all writers by ``trainer.log(name, value)`` and ``trainer.log_image(name, image)``, from any hook point.
 """
 
 from __future__ import annotations
@@ -167,6 +168,12 @@ class Hook:
         Every rank is asked, for each model, and returns the same; collectives are welcome here.
         """
         return {}
+
+    def logged(self, trainer: Trainer, name: str, value: float | Tensor) -> None:
+        """Take a number from `Trainer.log`, of one element, on any device; on the rank alone that has called it."""
+
+    def logged_image(self, trainer: Trainer, name: str, image: Any) -> None:
+        """Take a picture from `Trainer.log_image`, on the rank alone that has called it."""
 
     def after_train(self, trainer: Trainer) -> None:
         """Run once, at the normal end or after a stop, and before an error of the train loader is raised; not after others."""

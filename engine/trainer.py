@@ -210,6 +210,24 @@ class Trainer:
         finally:
             self._publishing = False
 
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Hand a number of a hook's own to every hook's `logged`; `hooks.LogHook` gives it to all writers. Any rank may call it.
+
+        A tensor (of one element) is not waited for: it may be logged at every step.
+        """
+        for hook in self.hooks:
+            hook.logged(self, name, value)
+
+    def log_image(self, name: str, image: Any) -> None:
+        """Hand a picture to every hook's `logged_image`; `hooks.LogHook` gives it to all writers that take pictures.
+
+        Args:
+            image: (3, H, W) uint8 or float 0 to 1 as a tensor, (H, W, 3) uint8 as an array, PIL's, or the path of a picture file
+                that is kept anyway. The main process's is taken.
+        """
+        for hook in self.hooks:
+            hook.logged_image(self, name, image)
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs. Collective: every rank must call it, every rank gets the whole."""
         return {

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.distributed import all_reduce_sum, is_main_process, world_size
+from engine.distributed import all_reduce_sum, gather_objects, is_main_process, world_size
 from engine.hook import Hook
+from hooks.writers import Writer, as_picture
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
-    from hooks.writers import Writer
 
 logger = logging.getLogger(__name__)
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_OWN = ("loss", "grad_norm", "lr", "images_per_s", "data_wait", "skipped_updates", "bad_images")
 _MAX_MISSED = 10_000  # lines that are kept for a writer that fails
 
 
@@ -90,6 +91,10 @@ class LogHook(Hook):
     waiting for batches), ``train/skipped_updates`` (so far), and ``train/bad_images``, samples that the loader left out so far,
     once there are any. Only the main process writes.
 
+    What hooks log themselves, `Trainer.log`, comes with them under its own name: the mean of all finite values that any rank has
+    logged in the period. Between epochs, as after an evaluation, it is written at once, as are pictures: the main process's.
+    So this hook belongs after those that log.
+
     Args:
         writers: see `hooks.writers.Writer`. One that fails is reported and dropped, and training goes on; one for which the disk
             is full or read-only is given what it has missed with the next line.
@@ -104,6 +109,8 @@ class LogHook(Hook):
         self._loaded: tuple[int, list] | None = None  # step of the checkpoint, and what was written at it
         self.every_steps = every_steps
         self._means = RunningMeans()
+        self._logged: dict[str, RunningMeans] = {}  # of hooks, each of its own: ranks may log different things
+        self._is_between_epochs = True
         self._clock = _Clock()
         self._num_images, self._data_seconds = 0, 0.0  # the trainer's at the start of the period
         self._lr = math.nan
@@ -116,6 +123,7 @@ class LogHook(Hook):
         self._start_period(trainer)
 
     def before_epoch(self, trainer: Trainer) -> None:
+        self._is_between_epochs = False
         self._clock.resume()
 
     def before_optimizer_step(self, trainer: Trainer) -> None:
@@ -130,9 +138,35 @@ class LogHook(Hook):
             is_due = trainer.epoch_step == trainer.steps_per_epoch
         if is_due:
             self._log(trainer)
+        is_last = trainer.epoch_step == trainer.steps_per_epoch or trainer.is_finished
+        self._is_between_epochs = is_last or trainer.stop_reason is not None
 
     def after_epoch(self, trainer: Trainer) -> None:
         self._clock.pause()
+
+    def logged(self, trainer: Trainer, name: str, value: float | Tensor) -> None:
+        """Take a number into the period's mean, without waiting for the device; between epochs write it.
+
+        Raises:
+            ValueError: the name is one of the run's own, or the value is not one number.
+        """
+        if name in ("step", "epoch") or name.startswith("train/") and name[6:] in {*trainer.losses, *_OWN}:
+            raise ValueError(f"trainer.log: {name!r} is a name of the run's own; choose another")
+        try:
+            value = torch.as_tensor(value, dtype=torch.float32).reshape(())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"trainer.log: {name} must be one number, not {value!r:.100}") from error
+        if not self._is_between_epochs:
+            self._logged.setdefault(name, RunningMeans()).add({name: value})
+        elif is_main_process():
+            self._write(trainer, {name: value.item()})
+
+    def logged_image(self, trainer: Trainer, name: str, image: Any) -> None:
+        """Write a picture, at once."""
+        if is_main_process():
+            picture, step, epoch = as_picture(image), trainer.step, trainer.epoch
+            self._each_writer(
+                lambda writer: writer.write_image(name, picture, step, epoch) if hasattr(writer, "write_image") else None)
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self._write(trainer, metrics)
@@ -149,10 +183,14 @@ class LogHook(Hook):
 
     def state_dict(self) -> dict[str, Any]:
         lines = [list(line) for line in self._lines if line[1] == self._step]
-        return {"means": self._means.state_dict(), "step": self._step, "lines": lines}
+        logged = {name: [number / world_size() for number in sums] for name, sums in self._logged_sums().items()}
+        return {"means": self._means.state_dict(), "logged": logged, "step": self._step, "lines": lines}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._means.load_state_dict(state["means"])
+        for name, sums in state.get("logged", {}).items():
+            self._logged[name] = RunningMeans()
+            self._logged[name].load_state_dict({"names": [name], "totals": torch.tensor([sums])})
         if "lines" in state:
             self._loaded = state["step"], state["lines"]
             self._lines = [tuple(line) for line in state["lines"]]
@@ -167,9 +205,19 @@ class LogHook(Hook):
         scalars["train/skipped_updates"] = trainer.bad_steps
         if num_bad_images := getattr(trainer.train_loader, "num_bad_images", 0):
             scalars["train/bad_images"] = num_bad_images
+        scalars |= {name: total / count if count else math.nan for name, (total, count) in self._logged_sums().items()}
         self._write(trainer, scalars)
-        self._means = RunningMeans()
+        self._means, self._logged = RunningMeans(), {}
         self._start_period(trainer)
+
+    def _logged_sums(self) -> dict[str, list[float]]:
+        """Return the sum and the count over all ranks of what hooks have logged. Every rank must call it."""
+        sums: dict[str, list[float]] = {}
+        for of_rank in gather_objects({name: means.totals[0].tolist() for name, means in self._logged.items()}):
+            for name, (total, count) in of_rank.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = [before[0] + total, before[1] + count]
+        return sums
 
     def _start_period(self, trainer: Trainer) -> None:
         self._num_images, self._data_seconds = trainer.num_images, trainer.data_seconds

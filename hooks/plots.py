@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor, nn
 
 from engine.distributed import is_main_process
 from engine.hook import Hook
@@ -27,17 +25,16 @@ DEFAULT_THRESHOLD = 0.5  # for scores, where no evaluation has found a better on
 class PlotsHook(Hook):
     """Draw pictures into the output folder; one that fails is reported once, and training goes on.
 
-    ``train_batch.png`` at the start, ``val_predictions.png`` now and then and at the end, ``pr_curve.png``,
-    ``confusion_matrix.png`` and ``curves.png`` at the end. The better one of the regular and the ema model is shown.
+    ``train_batch.png`` at the start, ``val_predictions.png`` at each evaluation; ``pr_curve.png``, ``confusion_matrix.png`` and
+    ``curves.png`` at the first, second, fourth, eighth ... and at the end. Then all of them go to the writers too (TensorBoard
+    and others). The better one of the regular and the ema model is shown.
 
     Args:
         pictures: draws; `rfdetr.plots.RunPictures`, or anything with its methods.
         val_dataset: gives (image, target) for an index; None: no predictions are drawn.
-        postprocess: turns outputs and sizes into detections.
-        coco_eval: its ``last_metrics`` give precision over recall, and the confusion matrix; None: neither is drawn.
-        num_images: validation images shown.
+        coco_eval: its ``last_metrics`` are what predictions, precision over recall and the confusion matrix are made of; None:
+            they are not drawn.
         num_samples: training samples shown.
-        predictions_every: draw predictions at every so many evaluations; 0: at the end only.
         score_threshold: of the detections shown; None: the one with the best F1 in the last evaluation.
     """
 
@@ -47,37 +44,49 @@ class PlotsHook(Hook):
         self,
         pictures: Any,
         val_dataset: Any,
-        postprocess: Callable[[dict[str, Any], Tensor], list[dict[str, Tensor]]],
         *,
         coco_eval: COCOEvalHook | None = None,
-        num_images: int = 9,
         num_samples: int = 16,
-        predictions_every: int = 5,
         score_threshold: float | None = None,
     ) -> None:
         self.pictures = pictures
         self.val_dataset = val_dataset
-        self.postprocess = postprocess
         self.coco_eval = coco_eval
-        self.num_images, self.num_samples = num_images, num_samples
-        self.predictions_every = predictions_every
+        self.num_samples = num_samples
         self.score_threshold = score_threshold
         self.num_evaluations = 0
         self.failed: set[str] = set()  # pictures that are not tried again
 
     def before_train(self, trainer: Trainer) -> None:
         self._draw("train_batch.png", self._draw_samples, trainer)
+        self._show(trainer, "train_batch.png")
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self.num_evaluations += 1
-        if self.predictions_every and self.num_evaluations % self.predictions_every == 0:
-            self._draw("val_predictions.png", self._draw_predictions, trainer)
+        self._draw("val_predictions.png", self._draw_predictions, trainer)
+        if self._is_milestone():
+            self._draw_charts(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
-        self._draw("val_predictions.png", self._draw_predictions, trainer)
+        if not (self.num_evaluations and self._is_milestone()):
+            self._draw_charts(trainer)
+        else:
+            self._draw("curves.png", self._plot_curves, trainer)  # with what came after the evaluation
+
+    def _is_milestone(self) -> bool:
+        return self.num_evaluations & (self.num_evaluations - 1) == 0  # a power of two: of many evaluations, few
+
+    def _draw_charts(self, trainer: Trainer) -> None:
         self._draw("pr_curve.png", self._plot_pr_curves, trainer)
         self._draw("confusion_matrix.png", self._plot_confusion, trainer)
         self._draw("curves.png", self._plot_curves, trainer)
+        self._show(trainer, *self.writes[1:])
+
+    def _show(self, trainer: Trainer, *names: str) -> None:
+        """Hand pictures that are there to the writers."""
+        for name in names if is_main_process() else ():
+            if (path := trainer.output_dir / name).exists() and name not in self.failed:
+                trainer.log_image(path.stem, path)
 
     def _draw(self, name: str, draw: Callable[[Trainer, Path], None], trainer: Trainer) -> None:
         if not is_main_process() or name in self.failed:
@@ -96,52 +105,31 @@ class PlotsHook(Hook):
         sampler = copy.copy(loader.batch_sampler)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(trainer.epoch)
-        samples: list[Any] = []
-        for keys in sampler:
-            samples += [loader.dataset[key] for key in keys[: self.num_samples - len(samples)]]
-            if len(samples) == self.num_samples:
-                break
-        self.pictures.samples(samples, path)
+        keys = list(itertools.islice(itertools.chain.from_iterable(sampler), self.num_samples))
+        title = f"the first training samples of epoch {trainer.epoch + 1}, as the model gets them"
+        self.pictures.samples(loader.dataset, keys, path, title=title)
 
     def _draw_predictions(self, trainer: Trainer, path: Path) -> None:
-        if not self.val_dataset:
-            return
-        name = _better_model(trainer)
-        num_images = min(self.num_images, len(self.val_dataset))
-        samples = [self.val_dataset[(2 * place + 1) * len(self.val_dataset) // (2 * num_images)] for place in range(num_images)]
-        results = self._predict(trainer.eval_models[name], samples, trainer.device)
-        threshold = self._threshold(trainer, name)
-        self.pictures.predictions(samples, results, path, score_threshold=threshold)
-
-    @torch.no_grad()
-    def _predict(self, model: nn.Module, samples: list[tuple[Tensor, dict]], device: torch.device) -> list[dict[str, Tensor]]:
-        """Detect in one image after the other, in pixels of the pictures to be drawn."""
-        was_training = model.training
-        model.eval()
-        try:
-            results = []
-            for sample in samples:
-                size = torch.tensor([self.pictures.display_size(sample[1]["orig_size"])], device=device)
-                results += self.postprocess(model(self.pictures.batch([sample]).to(device)), size)
-            return results
-        finally:
-            model.train(was_training)
+        metrics = self._last_metrics(trainer)
+        if self.val_dataset and metrics is not None:
+            threshold = self._threshold(trainer, _better_model(trainer))
+            self.pictures.predictions(metrics, self.val_dataset, path, score_threshold=threshold, model=_shown_model(trainer))
 
     def _plot_pr_curves(self, trainer: Trainer, path: Path) -> None:
         metrics = self._last_metrics(trainer)
         if metrics is not None:
-            self.pictures.pr_curves(metrics, path)
+            self.pictures.pr_curves(metrics, path, model=_shown_model(trainer))
 
     def _plot_confusion(self, trainer: Trainer, path: Path) -> None:
         metrics = self._last_metrics(trainer)
         if metrics is not None:
             threshold = self._threshold(trainer, _better_model(trainer))
-            self.pictures.confusion(metrics, path, score_threshold=threshold)
+            self.pictures.confusion(metrics, path, score_threshold=threshold, model=_shown_model(trainer))
 
     def _plot_curves(self, trainer: Trainer, path: Path) -> None:
         metrics_file = trainer.output_dir / "metrics.jsonl"
         if metrics_file.exists():
-            self.pictures.curves(metrics_file, path)
+            self.pictures.curves(metrics_file, path, steps_per_epoch=trainer.steps_per_epoch)
 
     def _last_metrics(self, trainer: Trainer) -> Any:
         """Return the `DetectionMetrics` of the better model, None before the first evaluation."""
@@ -156,6 +144,11 @@ class PlotsHook(Hook):
 def _prefix(name: str) -> str:
     """Return how the published metrics of a model begin."""
     return "val/" if name == "regular" else f"val/{name}_"
+
+
+def _shown_model(trainer: Trainer) -> str:
+    """Say in a title which model a picture is of, and of when."""
+    return f"{_better_model(trainer)} model, epoch {trainer.epoch}"
 
 
 def _better_model(trainer: Trainer) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hooks.writers import Lines
+from hooks.writers import Lines, Picture, flat
 
 _AT_ONCE = 100  # values of a request to MLflow; it refuses more than 100 parameters and more than 1000 metrics
 
@@ -41,6 +41,11 @@ class WandbWriter:
         if self.run is None:
             self._start(None)
         self.run.log({**scalars, "epoch": epoch}, step=step)
+
+    def write_image(self, name: str, picture: Picture, step: int, epoch: int) -> None:
+        if self.run is None:
+            self._start(None)
+        self.run.log({name: self.wandb.Image(picture.pixels)}, step=step)
 
     def close(self) -> None:
         if self.run is not None:
@@ -85,6 +90,11 @@ class MlflowWriter:
         for some in _portions(metrics):
             self.client.log_batch(self.run_id, metrics=some)
 
+    def write_image(self, name: str, picture: Picture, step: int, epoch: int) -> None:
+        if self.client is None:
+            self._start(None)
+        self.client.log_image(self.run_id, picture.pixels, f"{_allowed(name)}-{step}.png")
+
     def close(self) -> None:
         if self.client is not None:
             self.client.set_terminated(self.run_id)
@@ -98,7 +108,7 @@ class MlflowWriter:
             found = client.get_experiment_by_name(self.experiment)
             experiment_id = found.experiment_id if found else client.create_experiment(self.experiment)
             run_id = client.create_run(experiment_id, run_name=self.folder.resolve().name).info.run_id
-            parameters = [self.mlflow.entities.Param(_allowed(key), str(value)[:500]) for key, value in _flat(self.settings)]
+            parameters = [self.mlflow.entities.Param(_allowed(key), str(value)[:500]) for key, value in flat(self.settings)]
             for some in _portions(parameters):
                 client.log_batch(run_id, params=some)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -120,14 +130,6 @@ def _read_id(path: Path) -> str | None:
 def _allowed(name: str) -> str:
     """Replace what MLflow does not allow in names, as in the class "C++ (old)"."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _portions(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

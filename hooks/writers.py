@@ -8,10 +8,15 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from engine.files import replacing
 
@@ -26,7 +31,7 @@ class Writer(Protocol):
 
     ``rewind(step, lines)`` comes once, before the first write: what an earlier run wrote after `step` did not happen, since this
     one goes on from there (0: a fresh run). `lines`, the arguments of `write`, are all that was written at `step` itself; None
-    leaves it as it is.
+    leaves it as it is. One that takes pictures has ``write_image(name, picture, step, epoch)`` too, of a `Picture`.
     """
 
     def rewind(self, step: int, lines: Lines | None = None) -> None: ...
@@ -34,6 +39,36 @@ class Writer(Protocol):
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Picture(NamedTuple):
+    """A picture (H, W, 3) uint8, and the file that it is in where it is in one."""
+
+    pixels: np.ndarray
+    path: Path | None = None
+
+
+def as_picture(image: Any) -> Picture:
+    """Take a picture in any of the forms of `Trainer.log_image`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    path = Path(image) if isinstance(image, (str, os.PathLike)) else None
+    if path is not None:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    elif isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    elif isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float().clamp(0, 1) * 255).round().byte() if image.is_floating_point() else image
+        image = image.movedim(0, -1).expand(*image.shape[1:], 3) if image.ndim == 3 and len(image) in (1, 3) else image
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"trainer.log_image: {pixels.shape} {pixels.dtype} is no picture; give (3, H, W) uint8 or float 0 to 1 "
+                         "as a tensor, (H, W, 3) uint8 as an array, PIL's, or the path of a file")
+    return Picture(pixels, path)
 
 
 _LESS = re.compile(r"(ema_)?(segm_)?(mAP_(75|small|medium|large)|mAR\w*|precision|recall|F1_threshold)")
@@ -158,14 +193,38 @@ class CsvWriter:
             writer.writerows(rows)
 
 
-class TensorBoardWriter:
-    """TensorBoard event files in `folder`."""
+class PictureWriter:
+    """Pictures that hooks have logged and that are in no file yet, as ``<name>-<step>.png`` in `folder`."""
 
     def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+
+    def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
+        pass
+
+    def write_image(self, name: str, picture: Picture, step: int, epoch: int) -> None:
+        if picture.path is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            plain = re.sub(r"[^\w.-]", "_", name)
+            Image.fromarray(picture.pixels).save(self.folder / f"{plain}-{step}.png", compress_level=1)
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoardWriter:
+    """TensorBoard event files in `folder`.
+
+    Args:
+        settings: what the run was made with, shown as its hyper-parameters, beside the metrics of its last evaluation.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
 
         self.make_writer = partial(SummaryWriter, str(folder))
         self.writer: Any = None
+        self.settings = settings  # until they are written
 
     def rewind(self, step: int, lines: Lines | None = None) -> None:
         self.writer = self.make_writer(purge_step=step + 1 if lines is None else step)
@@ -173,18 +232,51 @@ class TensorBoardWriter:
             self.write(*line)
 
     def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
-        self.writer = self.writer or self.make_writer()
-        try:
+        with self._at_work() as writer:
             for tag, value in scalars.items():
-                self.writer.add_scalar(tag, value, step)
-            self.writer.add_scalar("epoch", epoch, step)
-        except OSError:
-            self.writer = None  # its thread has ended; the next line gets a file of its own
-            raise
+                writer.add_scalar(tag, value, step)
+            writer.add_scalar("epoch", epoch, step)
+            followed = [tag for tag in scalars if re.fullmatch(r"val/(ema_)?(segm_)?(mAP_50_95|mAP_50|F1|loss)", tag)]
+            if followed and self.settings is not None:
+                self._write_settings(followed)
+
+    def write_image(self, name: str, picture: Picture, step: int, epoch: int) -> None:
+        with self._at_work() as writer:
+            writer.add_image(name, picture.pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         if self.writer:
             self.writer.close()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[Any]:
+        self.writer = self.writer or self.make_writer()
+        try:
+            yield self.writer
+        except OSError:
+            self.writer = None  # its thread has ended; the next line gets a file of its own
+            raise
+
+    def _write_settings(self, tags: Sequence[str]) -> None:
+        """Write the settings once; the metrics beside them are the scalars of these tags, the last value of each.
+
+        Not by `add_hparams`, which would make a run of its own in a folder of its own.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        values = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(self.settings)}
+        for summary in hparams(values, dict.fromkeys(tags, 0.0)):
+            self.writer.file_writer.add_summary(summary)
+        self.settings = None
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested settings under their keys with dots between them."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _without_later(rows: list, step_of: Callable[[Any], float], step: int, lines: Lines | None) -> list:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch import distributed as dist
 
-from rfdetr.evaluation.coco_engine import confusion_matrix, find_matches
+from rfdetr.evaluation.coco_engine import Outcome, confusion_matrix, find_matches, find_outcomes
 from rfdetr.evaluation.matching import ClassMatches, class_matches
 from rfdetr.evaluation.records import ImageRecord, encode_masks, make_record
 from rfdetr.evaluation.report import COCO_MAX_DETS, PREFIXES, CocoReport, make_report
@@ -108,10 +108,17 @@ class CocoMetrics:
         Raises:
             RuntimeError: called on another rank than 0, which has not got the images.
         """
+        return confusion_matrix(self._all_images(), num_classes, score_threshold, masks="segm" in self.iou_types)
+
+    def outcomes(self, score_threshold: float) -> list[Outcome]:
+        """Return what became of each image, see `rfdetr.evaluation.coco_engine.find_outcomes`; on rank 0 only."""
+        return find_outcomes(self._all_images(), score_threshold, masks="segm" in self.iou_types)
+
+    def _all_images(self) -> list[ImageRecord]:
         self._current_report()
         if self._gathered is None:
-            raise RuntimeError("the images of all ranks are on rank 0; ask for the confusion matrix there")
-        return confusion_matrix(self._gathered, num_classes, score_threshold, masks="segm" in self.iou_types)
+            raise RuntimeError("the images of all ranks are on rank 0; ask for what is made of them there")
+        return self._gathered
 
     def all_images(self) -> list[ImageRecord]:
         """Return the images of all ranks in one order, ranked as in `compute`; empty on other ranks than 0."""
@@ -143,6 +150,8 @@ def _in_order(shards: list[list[ImageRecord]]) -> list[ImageRecord]:
     # a sampler gives rank r of n the images r, r + n, r + 2n, …
     turns = sorted((turn, rank) for rank, shard in enumerate(shards) for turn in range(len(shard)))
     images = [shards[rank][turn] for turn, rank in turns]
+    for place, image in enumerate(images):
+        image.place = place
     ids = [image.image_id for image in images]
     if None in ids:
         return images

@@ -6,7 +6,7 @@ columns, and that a forked process may use after its parent has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,35 @@ def confusion_matrix(
     np.add.at(counts, (true_labels[matches.targets][matches.counts], found_labels[matches.counts]), 1)
     np.add.at(counts, (true_labels[is_missed], num_classes), 1)
     return counts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an image's detections, those from a score on, and of its targets, at IoU 0.5 and class by class."""
+
+    image: ImageRecord
+    right: np.ndarray  # (n,) bool, of the detections
+    wrong: np.ndarray  # (n,) bool; those in crowd regions are neither
+    missed: np.ndarray  # (m,) bool, of the targets; crowds are not
+
+    @property
+    def num_errors(self) -> int:
+        return int(self.wrong.sum() + self.missed.sum())
+
+
+def find_outcomes(images: list[ImageRecord], score_threshold: float, *, masks: bool) -> list[Outcome]:
+    """Say of each image what was found, what was missed, and what is there only in the model's eyes."""
+    images = [replace(image, detections=image.detections[image.detections.scores >= score_threshold]) for image in images]
+    matches = find_matches(images, "segm" if masks else "bbox", EVERY_DETECTION)
+    is_missed = ~_joined([image.targets for image in images], "crowd").astype(bool)
+    is_missed[matches.targets[matches.targets >= 0]] = False
+    outcomes, first_found, first_target = [], 0, 0
+    for image in images:
+        found = slice(first_found, first_found := first_found + len(image.detections))
+        targets = slice(first_target, first_target := first_target + len(image.targets))
+        right = matches.targets[found] >= 0
+        outcomes.append(Outcome(image, right, matches.counts[found] & ~right, is_missed[targets]))
+    return outcomes
 
 
 def _compared(images: list[ImageRecord], iou_type: str, max_dets: int, *, use_cats: bool = True, **options: Any) -> Any:

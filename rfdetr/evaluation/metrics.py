@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from rfdetr.box_ops import cxcywh_to_xyxy
 from rfdetr.evaluation.coco import CocoMetrics
+from rfdetr.evaluation.coco_engine import Outcome
 from rfdetr.evaluation.f1 import f1_sweep
 from rfdetr.evaluation.report import PREFIXES
 
@@ -103,3 +104,7 @@ class DetectionMetrics:
     def confusion(self, score_threshold: float = 0.5) -> np.ndarray:
         """Return (K+1, K+1) counts at IoU 0.5; rows: true class, then background; columns: predicted class, then missed."""
         return self.coco.confusion(len(self.class_names), score_threshold)
+
+    def outcomes(self, score_threshold: float = 0.5) -> list[Outcome]:
+        """Return what became of each image at IoU 0.5 with the detections from a score on; on rank 0 only."""
+        return self.coco.outcomes(score_threshold)

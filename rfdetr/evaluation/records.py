@@ -60,11 +60,12 @@ class Targets(Instances):
 
 @dataclass
 class ImageRecord:
-    """One evaluated image; `image_id` orders images where every target has one."""
+    """One evaluated image; `image_id` orders images where every target has one, `place` is where it came among all."""
 
     detections: Detections
     targets: Targets
     image_id: int | None = None
+    place: int = 0
 
 
 def make_record(

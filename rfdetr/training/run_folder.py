@@ -18,9 +18,10 @@ from rfdetr.training.ownership import owned, together
 
 CHECKPOINT = "checkpoint.pth"
 METRICS_TABLE = "metrics.csv"
+IMAGES = "logged_images"  # the folder of pictures that hooks have logged
 OUTPUTS = (
     SETTINGS, LABEL_MAP, "checkpoint*.pth", "bad_steps.jsonl", METRICS, METRICS_TABLE, RESULTS, "events.out.tfevents.*",
-    "*_run_id.txt", DETECTIONS, FACTS, REPORT,
+    "*_run_id.txt", DETECTIONS, FACTS, REPORT, f"{IMAGES}/*.png",
     "train_batch.png", "val_predictions.png", "curves.png", "pr_curve.png", "confusion_matrix.png",
 )
 

@@ -28,7 +28,7 @@ from hooks import (
 )
 from hooks.monitor import direction
 from hooks.trackers import MlflowWriter, WandbWriter
-from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter, Writer
+from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, PictureWriter, TensorBoardWriter, Writer
 from rfdetr.build import build_criterion, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionLoader
@@ -41,7 +41,7 @@ from rfdetr.training.config import RunConfig
 from rfdetr.training.evaluation import as_trained_on, iou_types
 from rfdetr.training.parsing import find_class, make_object, plain_dict
 from rfdetr.training.reporting import ReportHook
-from rfdetr.training.run_folder import METRICS, METRICS_TABLE
+from rfdetr.training.run_folder import IMAGES, METRICS, METRICS_TABLE
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def build_hooks(
     payload: Callable, wishes: Sequence[Wish] = (), *, sets: Mapping[str, DetectionLoader] = MappingProxyType({}),
     writers: Sequence[Writer] = (), facts: Mapping[str, Any] | None = None,
 ) -> list[Hook]:
-    """Make the hooks of a run: a user's subclass of a standard hook in its place, users' other hooks before the one that saves.
+    """Make the hooks of a run: a user's subclass of a standard hook in its place, users' other hooks before those that write.
 
     Args:
         metadata: what checkpoint.pth holds beside the state.
@@ -129,23 +129,21 @@ def build_hooks(
     evaluation = _evaluation(config, architecture, val_loader, postprocess, sets)
     saving = Standard(CheckpointHook, {"every_steps": config.train.save_every_steps, "keep": config.train.keep,
                                        "keep_every_epochs": config.train.keep_every_epochs}, {"metadata": metadata})
-    first = [
-        *_steering(config, payload),
+    steering = [*_steering(config, payload), Standard(InterruptHook, {"max_hours": config.train.max_hours})]
+    telling = [
         Standard(LogHook, {"every_steps": config.log.every_steps}, {"writers": writers}),
         Standard(ProgressHook, enabled=config.log.progress),
         Standard(PlotsHook, enabled=config.log.plots),
         Standard(ReportHook, {"facts": facts}, enabled=config.log.plots if config.log.report is None else config.log.report),
-        Standard(InterruptHook, {"max_hours": config.train.max_hours}),
     ]
-    taken, others = _places([one.hook for one in (*first, saving, evaluation)], wishes)
+    taken, others = _places([one.hook for one in (*steering, *telling, saving, evaluation)], wishes)
     coco_eval = _make(evaluation, taken)
     dataset = val_loader.dataset
-    pictures = {"pictures": RunPictures(dataset.label_map.names), "val_dataset": dataset, "postprocess": postprocess,
-                "coco_eval": coco_eval}
+    pictures = {"pictures": RunPictures(dataset.label_map.names), "val_dataset": dataset, "coco_eval": coco_eval}
     parts = {PlotsHook: pictures, ReportHook: {"coco_eval": coco_eval, "dataset": dataset}}
-    first = [replace(one, parts=parts.get(one.hook, one.parts)) for one in first]
-    hooks = [_make(one, taken) for one in first if one.enabled or one.hook in taken]
-    return _checked([*hooks, *(wish.make({}) for wish in others), _make(saving, taken), coco_eval])
+    telling = [replace(one, parts=parts.get(one.hook, one.parts)) for one in telling]
+    first, then = ([_make(one, taken) for one in some if one.enabled or one.hook in taken] for some in (steering, telling))
+    return _checked([*first, *(wish.make({}) for wish in others), *then, _make(saving, taken), coco_eval])
 
 
 def _steering(config: RunConfig, payload: Callable) -> list[Standard]:
@@ -237,11 +235,12 @@ def build_writers(config: RunConfig) -> list[Writer]:
     if not is_main_process():
         return []
     folder = Path(config.train.output_dir)
-    writers: list[Writer] = [ConsoleWriter(), JsonlWriter(folder / METRICS)]
+    writers: list[Writer] = [ConsoleWriter(), JsonlWriter(folder / METRICS),
+                             PictureWriter(folder / IMAGES)]
     if config.log.csv:
         writers.append(CsvWriter(folder / METRICS_TABLE))
     if config.log.tensorboard:
-        writers.append(TensorBoardWriter(folder))
+        writers.append(TensorBoardWriter(folder, plain_dict(config)))
     if config.log.wandb is not None:
         with bad_input("log.wandb: "):
             writers.append(WandbWriter(folder, config.log.wandb, plain_dict(config)))

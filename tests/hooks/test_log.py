@@ -150,3 +150,68 @@ def test_the_end_of_an_epoch_is_the_epochs_own(tmp_path):
         trainer.step += 3
         hook.after_step(trainer)
     assert [step for step, _, _ in writer.lines] == [11, 15]
+
+
+class Logging(Hook):
+    """Logs at every step, in some epochs only, between epochs, and pictures."""
+
+    def after_step(self, trainer):
+        trainer.log("mine/step", torch.tensor(float(trainer.step), requires_grad=True))
+        if trainer.step % 4 == 2:
+            trainer.log("mine/rare", math.nan)
+            trainer.log("mine/rare", trainer.step)
+
+    def after_epoch(self, trainer):
+        trainer.log("mine/epoch", 10 * trainer.epoch)
+        trainer.log_image("mine/picture", torch.full((3, 4, 6), 0.5))
+
+
+class TakingPictures(ListWriter):
+    def __init__(self):
+        super().__init__()
+        self.pictures = []
+
+    def write_image(self, name, picture, step, epoch):
+        self.pictures.append((name, step, epoch, picture.pixels.shape, picture.pixels.max()))
+
+
+def test_what_hooks_log_comes_with_the_period_and_between_epochs_at_once(tmp_path):
+    writer, plain = TakingPictures(), ListWriter()
+    make_trainer(tmp_path, hooks=[Logging(), LogHook([writer, plain], every_steps=4)]).train()
+    mine = [(step, epoch, {tag: value for tag, value in scalars.items() if tag.startswith("mine/")})
+            for step, epoch, scalars in writer.lines]
+    assert mine == [
+        (4, 0, {"mine/step": 2.5, "mine/rare": 2.0}), (6, 1, {"mine/epoch": 10.0}),
+        (8, 1, {"mine/step": 6.5, "mine/rare": 6.0}), (12, 1, {"mine/step": 10.5, "mine/rare": 10.0}),
+        (12, 2, {"mine/epoch": 20.0}),
+    ]
+    assert plain.lines == writer.lines, "a writer without pictures gets the numbers"
+    assert writer.pictures == [("mine/picture", 6, 1, (4, 6, 3), 128), ("mine/picture", 12, 2, (4, 6, 3), 128)]
+
+
+def test_what_hooks_log_is_the_same_in_a_run_that_goes_on_in_the_middle_of_a_period(tmp_path):
+    def run(folder, *hooks, resume=False):
+        log = LogHook([JsonlWriter(folder / "metrics.jsonl")], every_steps=4)
+        trainer = make_trainer(folder, hooks=[Logging(), log, CheckpointHook(), *hooks])
+        if resume:
+            trainer.load_state_dict(load_checkpoint(folder / "checkpoint.pth"))
+        trainer.train()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(line["step"], {tag: value for tag, value in line.items() if tag.startswith("mine/")}) for line in lines]
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", StopAt(7))
+    assert run(tmp_path / "parts", resume=True) == whole
+
+
+@pytest.mark.parametrize("name, value, message", [
+    ("step", 1, "a name of the run's"), ("train/lr", 1.0, "a name of the run's"), ("train/loss", 1.0, "a name of the run's"),
+    ("mine", torch.zeros(2), "must be one number"), ("mine", "text", "must be one number"), ("mine", None, "must be one number"),
+])
+def test_what_cannot_be_logged_is_refused_by_its_name(tmp_path, name, value, message):
+    class Wrong(Hook):
+        def after_step(self, trainer):
+            trainer.log(name, value)
+
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, hooks=[LogHook([]), Wrong()]).train()

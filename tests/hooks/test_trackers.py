@@ -6,10 +6,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from toy import make_trainer
 
 from hooks import LogHook
 from hooks.trackers import MlflowWriter, WandbWriter
+from hooks.writers import as_picture
 
 ODD = {"val/AP/C++ (old)": 0.5, "train/loss": math.nan, "train/grad_norm": math.inf}
 SETTINGS = {"model": {"variant": "pico"}, "hooks": []}
@@ -26,6 +28,9 @@ class FakeWandb:
         run.log, run.finish = lambda row, step: self.log(run, row, step), lambda: setattr(run, "is_finished", True)
         self.runs.append(run)
         return run
+
+    def Image(self, pixels):
+        return pixels.shape
 
     def log(self, run, row, step):
         if self.is_broken:
@@ -62,6 +67,9 @@ class FakeMlflow:
 
     def set_terminated(self, run_id):
         self.runs[run_id]["status"] = "FINISHED"
+
+    def log_image(self, run_id, pixels, name):
+        self.runs[run_id]["images"] = [*self.runs[run_id].get("images", []), (name, pixels.shape)]
 
     def log_batch(self, run_id, metrics=(), params=()):
         if self.is_broken and metrics:
@@ -112,6 +120,14 @@ def test_mlflow_gets_metrics_and_goes_on_with_the_same_run(fake_mlflow, tmp_path
         ("val/AP/C__ _old_", 0.5, 2), ("val/AP/C__ _old_", 0.5, 4)
     ]  # fmt: skip
     assert len(first["metrics"]) == 2 * (len(ODD) + 1)
+
+
+def test_pictures_go_to_both(fake_wandb, fake_mlflow, tmp_path):
+    for writer in (WandbWriter(tmp_path, "detectors"), MlflowWriter(tmp_path, "detectors")):
+        writer.write_image("my/picture (1)", as_picture(torch.zeros(3, 4, 6)), 5, 1)
+        writer.close()
+    assert fake_wandb.runs[0].rows == [(5, {"my/picture (1)": (4, 6, 3)})]
+    assert fake_mlflow.runs["run0"]["images"] == [("my/picture _1_-5.png", (4, 6, 3))]
 
 
 def test_mlflow_gets_many_classes_in_portions(fake_mlflow, tmp_path):

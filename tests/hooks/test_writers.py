@@ -5,11 +5,14 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from toy import make_trainer
 
 from hooks import LogHook
-from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, TensorBoardWriter
+from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, PictureWriter, TensorBoardWriter, as_picture
 
 ODD = {"val/AP/red, \"blood\" cell": 0.5, "train/loss": math.nan, "train/grad_norm": math.inf}
 
@@ -161,3 +164,46 @@ def test_a_writer_that_fails_is_reported_once_and_the_training_goes_on(tmp_path,
     trainer.train()
     assert trainer.step == trainer.max_steps
     assert len([message for message in caplog.messages if "failed and is not used any more" in message]) == 1
+
+
+PIXELS = np.full((4, 6, 3), 200, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("image", [
+    PIXELS, Image.fromarray(PIXELS), torch.from_numpy(PIXELS).permute(2, 0, 1), torch.full((3, 4, 6), 200 / 255),
+    torch.full((1, 4, 6), 200 / 255),
+])
+def test_a_picture_may_come_in_any_form(image, tmp_path):
+    assert (as_picture(image).pixels == PIXELS).all() and as_picture(image).path is None
+    PictureWriter(tmp_path / "logged").write_image("my/picture", as_picture(image), 7, 1)
+    (path,) = (tmp_path / "logged").iterdir()
+    assert path.name == "my_picture-7.png" and (as_picture(path).pixels == PIXELS).all()
+    PictureWriter(tmp_path / "others").write_image("kept", as_picture(path), 7, 1)
+    assert not (tmp_path / "others").exists(), "it is in a file already"
+
+
+@pytest.mark.parametrize("image", [PIXELS[..., 0], PIXELS.astype(float), torch.zeros(4, 6), [1, 2]])
+def test_what_is_no_picture_is_refused(image):
+    with pytest.raises(ValueError, match="trainer.log_image: .* is no picture"):
+        as_picture(image)
+
+
+def test_tensorboard_has_pictures_and_one_entry_of_hyper_parameters(tmp_path):
+    writer = TensorBoardWriter(tmp_path, {"model": {"variant": "pico", "weights": None}, "hooks": [], "lr": 0.1})
+    writer.rewind(0)
+    for epoch in (1, 2):
+        writer.write({"val/mAP_50_95": 0.25 * epoch, "val/ema_F1": 0.5, "val/AP/cat": 0.1}, 4 * epoch, epoch)
+    writer.write_image("picture", as_picture(PIXELS), 8, 2)
+    writer.close()
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = module.EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert [(event.step, event.width, event.height) for event in found.Images("picture")] == [(8, 6, 4)]
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    plugin = {tag: HParamsPluginData.FromString(content) for tag, content in found.PluginTagToContent("hparams").items()}
+    values = plugin["_hparams_/session_start_info"].session_start_info.hparams
+    assert values["model.variant"].string_value == "pico" and values["lr"].number_value == 0.1
+    metrics = {info.name.tag for info in plugin["_hparams_/experiment"].experiment.metric_infos}
+    assert metrics == {"val/mAP_50_95", "val/ema_F1"}, "the values beside them are their last scalars"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [], "in the run's own folder"

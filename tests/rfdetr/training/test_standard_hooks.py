@@ -7,7 +7,7 @@ import pytest
 
 import hooks
 from engine import Hook, load_checkpoint
-from hooks import BestCheckpointHook, CheckpointHook, EMAHook
+from hooks import BestCheckpointHook, CheckpointHook, EMAHook, LogHook
 from rfdetr.errors import InputError
 from rfdetr.training import (
     DataConfig,
@@ -125,7 +125,7 @@ def test_a_class_is_made_by_the_run(config):
     trainer = build_trainer(config(), [OwnBest, Watching])
     kinds = [type(hook) for hook in trainer.hooks]
     assert OwnBest in kinds and BestCheckpointHook not in kinds
-    assert kinds.index(Watching) == kinds.index(CheckpointHook) - 1
+    assert kinds.index(Watching) == kinds.index(LogHook) - 1 < kinds.index(CheckpointHook), "what it logs is written, and saved"
 
 
 def test_what_cannot_take_a_place_is_refused(config):
