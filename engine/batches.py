@@ -49,8 +49,8 @@ def nearest_step(saved: Mapping[str, Any], steps_per_epoch: int, samples_per_ste
     factor = (then[0], now[0]) if now[0] and then[0] else (now[1], then[1])
     epoch_step = min(epoch_step * factor[0] // factor[1], steps_per_epoch - 1)
     step = saved["epoch"] * steps_per_epoch + epoch_step
-    logger.warning("an epoch had %d steps of %s images, and has %d of %s now: going on at epoch %d, step %d", then[1],
-                   then[0] or "some", now[1], now[0] or "some", saved["epoch"], step)
+    logger.warning("an epoch had %d steps of %s images, and has %d of %s now: going on in epoch %d, step %d", then[1],
+                   then[0] or "some", now[1], now[0] or "some", saved["epoch"] + 1, step)
     return step, epoch_step
 
 

@@ -1,4 +1,4 @@
-"""Send training losses, speed and published metrics to writers (console, JSON lines, TensorBoard, …)."""
+"""Send training losses, speed and published metrics to writers (JSON lines, TensorBoard, …)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Where scalars go: console, JSON lines, CSV, TensorBoard. A writer is anything with `write` and `close`."""
+"""Where scalars go: JSON lines, CSV, TensorBoard. A writer is anything with `write` and `close`."""
 
 import csv
 import errno
 import io
 import json
-import logging
 import math
 import os
 import re
@@ -19,9 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from engine.files import replacing
-
-logger = logging.getLogger(__name__)
-
 
 Lines = Sequence[tuple[dict[str, float], int, int]]
 
@@ -69,32 +65,6 @@ def as_picture(image: Any) -> Picture:
         raise ValueError(f"trainer.log_image: {pixels.shape} {pixels.dtype} is no picture; give (3, H, W) uint8 or float 0 to 1 "
                          "as a tensor, (H, W, 3) uint8 as an array, PIL's, or the path of a file")
     return Picture(pixels, path)
-
-
-_LESS = re.compile(r"(ema_)?(segm_)?(mAP_(75|small|medium|large)|mAR\w*|precision|recall|F1_threshold)")
-
-
-class ConsoleWriter:
-    """One readable log line a call; per-class values and per-layer losses are left to the files."""
-
-    def rewind(self, step: int, lines: Lines | None = None) -> None:
-        pass
-
-    def write(self, scalars: dict[str, float], step: int, epoch: int) -> None:
-        shown = {tag: value for tag, value in scalars.items() if not self._is_detail(tag)}
-        text = "  ".join(f"{tag.removeprefix('train/')} {value:.4g}" for tag, value in shown.items())
-        logger.info("epoch %d  step %d  %s", epoch, step, text)
-
-    def close(self) -> None:
-        pass
-
-    @staticmethod
-    def _is_detail(tag: str) -> bool:
-        """Tell a value of one class (val/AP/cat) or layer (val/loss_ce_0, val/loss_ce_enc), or a lesser one of a further set."""
-        last = tag.rsplit("_", 1)[-1]
-        is_of_training = tag.startswith(("train/", "val/loss_", "val/ema_loss_"))
-        is_of_set = not tag.startswith(("train/", "val/", "test/")) and _LESS.fullmatch(tag.partition("/")[2])
-        return bool(tag.count("/") > 1 or is_of_set or (is_of_training and (last.isdigit() or last == "enc")))
 
 
 class JsonlWriter:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from rfdetr.data.images import locate, read_image
+from rfdetr.data.label_map import without_groups
 from rfdetr.datacheck.boxes import TINY_SIDE, sides_at_input
 from rfdetr.datacheck.dataset_check import DatasetCheck
 from rfdetr.datacheck.split_check import SplitCheck
@@ -187,7 +188,7 @@ def _draw(
     shown = F.resize(pixels[:, top:bottom, left:right], list(size), antialias=True)
     scale = np.array([size[1] / (right - left), size[0] / (bottom - top)] * 2)
     boxes = torch.from_numpy((split.raw.boxes[rows] - np.array([left, top, left, top])) * scale)
-    ids = sorted(split.category_names)
+    ids = _ids_by_label(split)
     labels = [ids.index(int(split.raw.category_ids[row])) for row in rows]
     class_names = [split.category_names[id_] if names else "" for id_ in ids]
     drawn = draw_detections(shown, boxes, labels, class_names=class_names)
@@ -198,6 +199,13 @@ def _draw(
     frame = left - FRAME_GAP, top - FRAME_GAP, max(left, right) + FRAME_GAP, max(top, bottom) + FRAME_GAP
     ImageDraw.Draw(picture).rectangle(frame, outline=(230, 20, 20), width=3)
     return F.pil_to_tensor(picture)
+
+
+def _ids_by_label(split: SplitCheck) -> list[int]:
+    """Return category ids in the order of a run's labels, whose colours they have; those that only group others come last."""
+    ordered = sorted(split.raw.categories, key=lambda category: category.id)
+    classes = [category.id for category in without_groups(ordered, split.raw.category_ids.tolist())]
+    return [*classes, *sorted(set(split.category_names) - set(classes))]
 
 
 def _read(split: SplitCheck, index: int) -> Tensor | None:

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 
 from rfdetr.errors import InputError, printable
@@ -80,6 +80,15 @@ class _PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+class _Handler(logging.StreamHandler):
+    """Writes lines above the progress bars that there are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # not imported for this
+        with tqdm.tqdm.external_write_mode(file=self.stream) if tqdm else nullcontext():
+            super().emit(record)
+
+
 @contextmanager
 def shown_log() -> Iterator[None]:
     """Show the log on stderr for as long as this lasts, unless somebody has set up logging; of the first process only."""
@@ -87,7 +96,7 @@ def shown_log() -> Iterator[None]:
     if logging.getLogger().handlers or any(logger.handlers for logger in loggers):
         yield
         return
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     levels = [logger.level for logger in loggers]
     for logger in loggers:

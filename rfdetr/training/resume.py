@@ -59,7 +59,7 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
         raise InputError(f"{path}: holds weights only, a run cannot go on from it; use {CHECKPOINT}, or start from these weights "
                          "with --model.weights")
     _check_kinds(path, state)
-    logger.info("resuming from epoch %d, step %d of %s", state["epoch"], state["step"], path)
+    logger.info("resuming after %d whole epochs and step %d, from %s", state["epoch"], state["step"], path)
     return path, state
 
 

@@ -361,9 +361,9 @@ class LogConfig:
     mlflow: str | None = None
     """Experiment of MLflow to log to; needs the extra [mlflow]. MLFLOW_TRACKING_URI says where, default ./mlflow.db."""
     progress: bool = True
-    """Show a progress bar (on terminals and in notebooks)."""
+    """Show a progress bar for each epoch (on terminals and in notebooks); the table, a row an epoch, is always shown."""
     plots: bool = True
-    """Draw curves and example pictures into output_dir at the end."""
+    """Draw pictures into output_dir: training samples, the worst predictions of each evaluation, curves."""
     report: bool | None = None
     """Write report.html into output_dir at the end: results, errors, data and settings on one page (default: as log.plots)."""
 

@@ -28,7 +28,7 @@ from hooks import (
 )
 from hooks.monitor import direction
 from hooks.trackers import MlflowWriter, WandbWriter
-from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, PictureWriter, TensorBoardWriter, Writer
+from hooks.writers import CsvWriter, JsonlWriter, PictureWriter, TensorBoardWriter, Writer
 from rfdetr.build import build_criterion, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionLoader
@@ -132,7 +132,7 @@ def build_hooks(
     steering = [*_steering(config, payload), Standard(InterruptHook, {"max_hours": config.train.max_hours})]
     telling = [
         Standard(LogHook, {"every_steps": config.log.every_steps}, {"writers": writers}),
-        Standard(ProgressHook, enabled=config.log.progress),
+        Standard(ProgressHook, {"enabled": None if config.log.progress else False}),
         Standard(PlotsHook, enabled=config.log.plots),
         Standard(ReportHook, {"facts": facts}, enabled=config.log.plots if config.log.report is None else config.log.report),
     ]
@@ -235,8 +235,7 @@ def build_writers(config: RunConfig) -> list[Writer]:
     if not is_main_process():
         return []
     folder = Path(config.train.output_dir)
-    writers: list[Writer] = [ConsoleWriter(), JsonlWriter(folder / METRICS),
-                             PictureWriter(folder / IMAGES)]
+    writers: list[Writer] = [JsonlWriter(folder / METRICS), PictureWriter(folder / IMAGES)]
     if config.log.csv:
         writers.append(CsvWriter(folder / METRICS_TABLE))
     if config.log.tensorboard:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 from toy import make_trainer
 
 from hooks import LogHook
-from hooks.writers import ConsoleWriter, CsvWriter, JsonlWriter, PictureWriter, TensorBoardWriter, as_picture
+from hooks.writers import CsvWriter, JsonlWriter, PictureWriter, TensorBoardWriter, as_picture
 
 ODD = {"val/AP/red, \"blood\" cell": 0.5, "train/loss": math.nan, "train/grad_norm": math.inf}
 
@@ -144,13 +143,6 @@ def test_lines_of_before_stay_where_steps_are_counted_otherwise(tmp_path, kind):
     steps = [json.loads(line)["step"] for line in found.splitlines()] if kind is JsonlWriter else \
         [int(line.split(",")[0]) for line in found.splitlines()[1:]]
     assert steps == [10, 20, 12]
-
-
-def test_the_console_leaves_details_to_the_files(caplog):
-    with caplog.at_level(logging.INFO):
-        ConsoleWriter().write({"train/loss": math.nan, "train/loss_ce_0": 1.0, "val/AP/cat": 1.0, "val/mAP": 0.5,
-                               "night/mAP_50": 0.25, "night/ema_mAP_75": 0.2, "night/mAR_10": 0.1, "mine/count": 2}, 3, 1)
-    assert caplog.messages == ["epoch 1  step 3  loss nan  val/mAP 0.5  night/mAP_50 0.25  mine/count 2"]
 
 
 @pytest.mark.parametrize("make", [
