@@ -270,7 +270,7 @@ def _own_white_level(deep: DeepPixels, path: Path) -> int:
 @lru_cache(maxsize=10_000)  # once for each picture
 def _warn_of_guess(path: str, described: str, level: int) -> None:
     logger.warning("%s: more than 8 bits a channel, %s; %d is taken for white, by this picture alone (choose by white_level)",
-                   path, described, level)
+                   path, described, level, extra={"of_rank": True})
 
 
 def _first_bytes(source: Path | BinaryIO) -> bytes:

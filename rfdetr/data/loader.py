@@ -195,7 +195,8 @@ class DetectionLoader(DataLoader):
             if message not in self._bad_images:
                 self._bad_images.add(message)
                 logger.warning("%s (data.on_bad_image: it is %s)", message,
-                               "left out of its batches" if self.skip_bad_images else "taken as blank, its objects as missed")
+                               "left out of its batches" if self.skip_bad_images else "taken as blank, its objects as missed",
+                               extra={"of_rank": True})  # the others have other images
         if bad and self._are_too_many():
             raise InputError(f"data.on_bad_image: of the {self.dataset.split} split {self.num_bad_images} pictures of the "
                              f"{self._num_samples} read so far are bad ({len(self._bad_images)} different ones of the "

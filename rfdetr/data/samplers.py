@@ -75,6 +75,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self.samples_per_batch = batch_size * world_size
         self.samples_per_step = self.samples_per_batch * grad_accum_steps
         self.steps_per_epoch = max(MIN_STEPS, self.epoch_length // self.samples_per_step)
+        self.draws_again = self.epoch_length < MIN_STEPS * self.samples_per_step  # within an epoch
         self.epoch = 0
         self.start_batch = 0
 
@@ -107,7 +108,7 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         if self.repeats is not None:
             ends = np.floor(np.cumsum(self.repeats[generator.permuted(pool, out=pool)]) + generator.random())
             pool = np.repeat(pool, np.diff(ends, prepend=0).astype(np.int64))
-        if self.epoch_length < MIN_STEPS * self.samples_per_step:
+        if self.draws_again:
             return pool[generator.integers(len(pool), size=MIN_STEPS * self.samples_per_step)]
         return generator.permutation(pool)
 

@@ -81,7 +81,11 @@ class _PrintableFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler):
-    """Writes lines above the progress bars that there are."""
+    """Writes lines above the progress bars that there are; of other processes what they alone can know, and errors."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_first = os.environ.get("RANK", "0") == "0"
+        return is_first or record.levelno >= logging.ERROR or getattr(record, "of_rank", False)
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm = sys.modules.get("tqdm")  # not imported for this
@@ -91,7 +95,7 @@ class _Handler(logging.StreamHandler):
 
 @contextmanager
 def shown_log() -> Iterator[None]:
-    """Show the log on stderr for as long as this lasts, unless somebody has set up logging; of the first process only."""
+    """Show the log on stderr for as long as this lasts, unless somebody has set up logging; each line once a run."""
     loggers = [logging.getLogger(name) for name in PACKAGES]
     if logging.getLogger().handlers or any(logger.handlers for logger in loggers):
         yield
@@ -101,7 +105,7 @@ def shown_log() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:

@@ -226,6 +226,10 @@ def build_train_loader(config: RunConfig, data: RunData, device: torch.device) -
     )
     if _mixing(config):
         _end_mixing(config, data.train_set, len(loader) // config.train.grad_accum_steps)
+    sampler = loader.batch_sampler
+    if sampler.draws_again:
+        logger.info("%d samples are few for batches of %d: images are drawn with replacement, %d steps an epoch",
+                    sampler.epoch_length, sampler.samples_per_step, sampler.steps_per_epoch)
     return loader
 
 

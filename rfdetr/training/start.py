@@ -44,6 +44,8 @@ def read_start(config: DetectorConfig) -> dict[str, Any] | None:
     if published is not None and config.backbone_weights is None:
         logger.warning("the model starts from random weights, which takes a large data set and long training; its published ones "
                        "are taken by --model.weights published")
+    elif config.backbone_weights is None:
+        logger.info("the model starts from random weights")
     return None
 
 

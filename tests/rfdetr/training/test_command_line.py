@@ -1,15 +1,17 @@
 """From a YAML file and overrides to a RunConfig; whatever is wrong becomes one message."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tqdm import tqdm
 
 from engine import CheckpointError, Hook
 from rfdetr.errors import InputError
-from rfdetr.training.command_line import ExitCode, run_tool
+from rfdetr.training.command_line import PACKAGES, ExitCode, run_tool, shown_log
 from rfdetr.training.config import RunConfig
 from rfdetr.training.parsing import make_config, make_parser, parse, plain_dict
 from rfdetr.training.standard_hooks import user_wishes
@@ -204,3 +206,16 @@ def test_help_and_bad_input_do_not_wait_for_torch(argv):
             "except SystemExit as stop:\n    sys.exit('torch was loaded' if 'torch' in sys.modules else stop.code)")
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60)
     assert done.returncode in (0, 2) and "torch was loaded" not in done.stderr, done.stderr[-500:]
+
+
+@pytest.mark.parametrize("rank, shown", [("0", ["told", "warned", "own", "failed"]), ("1", ["own", "failed"])])
+def test_each_line_is_shown_once_a_run_and_above_the_bars(monkeypatch, capsys, rank, shown):
+    monkeypatch.setenv("RANK", rank)
+    for name in ("", *PACKAGES):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    logger = logging.getLogger("hooks.some")
+    with shown_log(), tqdm(total=3, mininterval=0) as bar:
+        bar.update(1)
+        logger.info("told"), logger.warning("warned"), logger.warning("own", extra={"of_rank": True}), logger.error("failed")
+    lines = [line.split("\r")[-1].split() for line in capsys.readouterr().err.splitlines()]
+    assert [line[2] for line in lines if len(line) == 3] == shown

@@ -83,6 +83,21 @@ def test_it_stops_and_goes_on(small, tmp_path):
     assert (results["status"], results["epochs"]) == ("done", 1)
 
 
+def test_what_is_not_as_expected_is_said_in_one_line(small, tmp_path, caplog):
+    """Random weights, few images, and a run that is at its end."""
+    with caplog.at_level(logging.INFO):
+        train(small())
+        said = "\n".join(caplog.messages)
+        assert said.count("the model starts from random weights") == 1
+        assert said.count("4 samples are few for batches of 2: images are drawn with replacement, 5 steps an epoch") == 1
+        starts = [message.split()[0] for message in caplog.messages]
+        assert [start for start in starts if start in ("epoch", "1/1")] == ["epoch", "1/1"], "the table of one epoch"
+        caplog.clear()
+        train(small(), resume="auto")
+        assert [message for message in caplog.messages if "nothing is left to do" in message] == [caplog.messages[-1]]
+        assert "random weights" not in " ".join(caplog.messages)
+
+
 def test_a_second_call_finds_nothing_left_of_the_first(small, tmp_path):
     config = small(data=replace(small().data, num_workers=1))
     before = logging.getLogger("rfdetr").handlers + logging.getLogger().handlers

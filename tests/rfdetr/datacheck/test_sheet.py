@@ -1,0 +1,16 @@
+"""The check as one picture: the classes have the colours that they have in a run."""
+
+import numpy as np
+from PIL import Image
+
+from rfdetr.datacheck.sheet import draw_sheet
+from rfdetr.plots.colors import class_color
+
+
+def test_a_category_that_only_groups_others_does_not_shift_the_colours(dataset, tmp_path):
+    draw_sheet(dataset.check(), tmp_path / "check.png")
+    with Image.open(tmp_path / "check.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    counts = [(np.abs(pixels - np.array(class_color(label))).max(axis=1) < 4).sum() for label in range(3)]
+    assert min(counts[:2]) > 1000, "cat and dog are the labels 0 and 1 of a run"
+    assert counts[2] < min(counts[:2]) / 5
