@@ -148,7 +148,7 @@ def _prefix(name: str) -> str:
 
 def _shown_model(trainer: Trainer) -> str:
     """Say in a title which model a picture is of, and of when."""
-    return f"{_better_model(trainer)} model, epoch {trainer.epoch}"
+    return f"{_better_model(trainer)} model, epoch {trainer.epoch + (trainer.epoch_step > 0)}"  # max_steps may cut one short
 
 
 def _better_model(trainer: Trainer) -> str:

@@ -67,7 +67,7 @@ def trainer(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "train/loss": 2.0}) + "\n")
     trainer = SimpleNamespace(
         train_loader=SimpleNamespace(dataset=Samples(40), batch_sampler=sampler), eval_models={"regular": None, "ema": None},
-        metrics={}, device=torch.device("cpu"), output_dir=tmp_path, epoch=2, steps_per_epoch=10, images=[],
+        metrics={}, device=torch.device("cpu"), output_dir=tmp_path, epoch=2, epoch_step=0, steps_per_epoch=10, images=[],
     )
     trainer.log_image = lambda name, path: trainer.images.append((name, path.name))
     return trainer
