@@ -34,6 +34,8 @@ class Recorder(Hook):
     losses = []
     def after_step(self, trainer):
         self.losses.append(trainer.losses["loss"].item())
+        trainer.log(f"mine/{{rank}}", trainer.step)
+        trainer.log("mine/both", rank)
 
 class Publisher(Hook):
     def after_epoch(self, trainer):
@@ -58,6 +60,8 @@ def test_two_processes(tmp_path):
     processes = [subprocess.Popen([sys.executable, str(script), str(rank)], env=environment) for rank in range(2)]
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
     main, other = (pickle.loads((tmp_path / f"rank{rank}.pkl").read_bytes()) for rank in range(2))
+    mine = {name: value for name, value in main["lines"][0][1].items() if name.startswith("mine/")}
+    assert mine == {"mine/0": 1.5, "mine/1": 1.5, "mine/both": 0.5}, "what any rank has logged, the mean of all"
 
     assert main["step"] == other["step"] == 4
     assert other["reason"] == "received SIGUSR1" and main["reason"] == "rank 1: received SIGUSR1"
