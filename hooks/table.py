@@ -81,8 +81,8 @@ def _text(key: str, value: float | str) -> str:
 def _best_keys(trainer: Trainer, columns: Sequence[Column], row: Mapping[str, float | str]) -> set[str]:
     """Return the columns to be marked: those of metrics that have just become the best, or of their model's mAP instead."""
     keys, marked = {column.key for column in columns}, set()
-    for hook in trainer.hooks:
-        for name, monitor in hook.monitors.items() if isinstance(hook, BestCheckpointHook) else ():
+    for hook in [hook for hook in trainer.hooks if isinstance(hook, BestCheckpointHook)]:
+        for name, monitor in hook.monitors.items():
             if monitor in row and direction(monitor) * row[monitor] == hook.best[name]:
                 own = "val/mAP_50_95" if name == "regular" else f"val/{name}_mAP_50_95"
                 marked.add(monitor if monitor in keys else own)

@@ -208,7 +208,7 @@ class TensorBoardWriter:
             writer.add_scalar("epoch", epoch, step)
             followed = [tag for tag in scalars if re.fullmatch(r"val/(ema_)?(segm_)?(mAP_50_95|mAP_50|F1|loss)", tag)]
             if followed and self.settings is not None:
-                self._write_settings(followed)
+                self._write_settings(self.settings, followed)
 
     def write_image(self, name: str, picture: Picture, step: int, epoch: int) -> None:
         with self._at_work() as writer:
@@ -227,14 +227,14 @@ class TensorBoardWriter:
             self.writer = None  # its thread has ended; the next line gets a file of its own
             raise
 
-    def _write_settings(self, tags: Sequence[str]) -> None:
+    def _write_settings(self, settings: Mapping[str, Any], tags: Sequence[str]) -> None:
         """Write the settings once; the metrics beside them are the scalars of these tags, the last value of each.
 
         Not by `add_hparams`, which would make a run of its own in a folder of its own.
         """
         from torch.utils.tensorboard.summary import hparams
 
-        values = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(self.settings)}
+        values = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in flat(settings)}
         for summary in hparams(values, dict.fromkeys(tags, 0.0)):
             self.writer.file_writer.add_summary(summary)
         self.settings = None
