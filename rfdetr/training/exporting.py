@@ -26,8 +26,9 @@ from rfdetr.export.graph import output_names, trace
 from rfdetr.export.metadata import describe
 from rfdetr.export.packages import require
 from rfdetr.export.writing import OPSET, write_onnx, write_program
-from rfdetr.prediction import find_pictures, to_pixels
+from rfdetr.prediction import to_pixels
 from rfdetr.shapes.scenes import draw_scene
+from rfdetr.sources import find_pictures
 from rfdetr.trained import read_trained
 from rfdetr.training.config import RunConfig
 from rfdetr.training.data import data_folder
