@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rfdetr.build import build_model, build_postprocess
+from rfdetr.build import build_postprocess
 from rfdetr.data.images import MAX_PIXELS
 from rfdetr.data.label_map import LabelMap
 from rfdetr.detections import Prediction
 from rfdetr.errors import InputError
+from rfdetr.export.exported import ExportedModel, has_provider
 from rfdetr.prediction import Picture, check_precision, predict, to_pixels
 from rfdetr.sources import find_pictures
 from rfdetr.tiles import MIN_TILE, join, tile_places
+from rfdetr.trained import make_model, read_trained
 from rfdetr.values import whole_number
 from rfdetr.video import Video, is_video
-from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from rfdetr.config import ModelConfig
@@ -35,11 +36,12 @@ def load(
     path_or_name: str | os.PathLike | dict[str, Any], device: str | torch.device = "auto", *, precision: str = "fp32",
     use_ema: bool = False, max_pixels: int | None = None,
 ) -> Detector:
-    """Make a detector of a checkpoint: ours, an official one or Lightning's.
+    """Make a detector of a checkpoint, ours, an official one or Lightning's, or of an ONNX file that `rfdetr export` wrote.
 
     Args:
-        path_or_name: a file, a published name such as rf-detr-nano.pth, or what `rfdetr.weights.read_checkpoint` returned.
-        device: "auto" takes the accelerator where there is one; else "cpu", "cuda", "cuda:1", "mps".
+        path_or_name: a file, a published name such as rf-detr-nano.pth, or what `rfdetr.trained.read_trained` returned.
+        device: "auto" takes the accelerator where there is one; else "cpu", "cuda", "cuda:1", "mps". ONNX Runtime, which an ONNX
+            file takes, knows "cpu", and "cuda" with its package onnxruntime-gpu.
         precision: "fp32", "bf16" or "fp16", of the forward pass.
         use_ema: the averaged weights, where a file holds both.
         max_pixels: files of more are refused; None takes what the checkpoint's run had.
@@ -48,15 +50,18 @@ def load(
         InputError: the file, or the device, cannot be used.
     """
     check_numbers(max_pixels=max_pixels)
-    device = _usable(device)
-    content = path_or_name if isinstance(path_or_name, dict) else read_checkpoint(path_or_name)
-    architecture = model_config_from_checkpoint(content)
-    model = build_model(architecture)
-    load_weights(model, content, ema=use_ema)
+    usable = _usable(device)  # before a large file is read
+    content = path_or_name if isinstance(path_or_name, dict) else read_trained(path_or_name)
+    model, architecture, label_map = make_model(content, ema=use_ema)
+    if isinstance(model, ExportedModel):
+        if precision != "fp32":
+            raise InputError(f"precision: {precision!r} cannot be asked of an exported file, which has its own; export it again")
+        if device == "auto" and not has_provider(usable.type):
+            usable = torch.device("cpu")
     data = content["args"].get("data")
     settings = data if isinstance(data, Mapping) else {}  # a checkpoint may hold anything
     return Detector(
-        model.to(device), architecture, checkpoint_classes(content), precision=precision,
+        model.to(usable), architecture, label_map, precision=precision,
         resize="letterbox" if settings.get("resize") == "letterbox" else "stretch",
         white_level=_count(settings.get("white_level")),
         max_pixels=max_pixels or _count(settings.get("max_pixels")) or MAX_PIXELS,
@@ -83,11 +88,17 @@ class Detector:
         check_precision(precision)
         self.model = model.eval()
         self.label_map = label_map
-        self.input_size = architecture.input_size  # (H, W)
+        self.architecture = architecture
+        self.resize = resize
         self.reading = {"white_level": white_level, "max_pixels": max_pixels, "exif": exif}
         self._found_on = functools.partial(
-            predict, self.model, build_postprocess(architecture), size=self.input_size, precision=precision,
+            predict, self.model, build_postprocess(architecture), size=architecture.input_size, precision=precision,
             letterbox=architecture.cell_size if resize == "letterbox" else None)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the model's input."""
+        return self.architecture.input_size
 
     @property
     def device(self) -> torch.device:

@@ -100,6 +100,7 @@ class WindowedViT(nn.Module):
         )
         self.drop_path_rates = (0.0,) * depth
         self._keep: Tensor | None = None  # (depth,) of the rates, on the device of the last batch
+        self.register_buffer("fixed_positions", None)  # what `fix_positions` made
         self.norm = norm_layer(width)
         self._init_weights()
         for block in self.blocks[self.taps[-1]:]:
@@ -153,8 +154,14 @@ class WindowedViT(nn.Module):
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat((cls_token.to(patches.dtype), patches), dim=1)
 
+    def fix_positions(self, grid: tuple[int, int]) -> None:
+        """Resample the position table for inputs of these patches (rows, cols) and no others: exported files cannot."""
+        self.fixed_positions = self._positions(grid).detach()
+
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table resampled to `grid` -> (windows, tokens of a window, C)."""
+        if self.fixed_positions is not None:
+            return self.fixed_positions
         table, side, windows = self.pos_embed[:, 1:], self.grid_size, self.num_windows
         if grid != (side, side):
             pixels = table.to(torch.promote_types(table.dtype, torch.float32)).reshape(1, side, side, -1).permute(0, 3, 1, 2)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from rfdetr.models.backbone import Backbone
 from rfdetr.models.heads import BoxHead, class_head, decode_boxes, full_precision
 from rfdetr.models.segmentation import SegmentationHead
 from rfdetr.models.transformer import Transformer
-from rfdetr.models.two_stage import valid_extent
+from rfdetr.models.two_stage import valid_share
 from rfdetr.nested_tensor import NestedTensor
 
 
@@ -64,13 +63,12 @@ class RFDETR(nn.Module):
         encoder = {"pred_logits": decoded.encoder.logits, "pred_boxes": decoded.encoder.boxes}
         if self.segmentation_head is not None:
             layer_masks, encoder["pred_masks"] = self.segmentation_head(
-                levels[0], decoded.hidden, decoded.encoder.features, tuple(images.shape[-2:]))
+                levels[0], decoded.hidden, decoded.encoder.features.to(decoded.hidden.dtype), tuple(images.shape[-2:]))
             for layer, pred_masks in zip(layers, layer_masks):
                 layer["pred_masks"] = pred_masks
         outputs = {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": encoder}
         if mask is not None:
-            width, height = valid_extent(mask)
-            outputs["valid_extent"] = torch.stack((height / mask.shape[1], width / mask.shape[2]), dim=1)
+            outputs["valid_extent"] = valid_share(mask)
         return outputs
 
     def _queries(self, num_groups: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from rfdetr.models.exporting import is_exporting
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
@@ -40,7 +42,7 @@ def feed_forward(x: Tensor, first: nn.Linear, second: nn.Linear, activation: str
 
 def _has_faster_product(x: Tensor, weight: Tensor) -> bool:
     return (x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _HAS_ONEDNN
-            and not torch.is_autocast_enabled("cpu"))
+            and not torch.is_autocast_enabled("cpu") and not is_exporting())
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

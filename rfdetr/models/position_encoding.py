@@ -1,10 +1,11 @@
 """Sine embedding of boxes, the position that the decoder's queries carry."""
 
-import functools
 import math
 
 import torch
 from torch import Tensor
+
+from rfdetr.models.exporting import cached
 
 _TEMPERATURE = 10000.0
 
@@ -20,7 +21,7 @@ def sine_box_embedding(boxes: Tensor, num_features: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
 
 
-@functools.lru_cache
+@cached
 def _frequencies(num_features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # what an evaluation makes is used in training too
         pair = torch.arange(num_features // 2, dtype=dtype, device=device)

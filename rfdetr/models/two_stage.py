@@ -1,6 +1,5 @@
 """First stage: every token of the memory proposes a box, and each query group picks its best tokens."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rfdetr.models.exporting import cached
 from rfdetr.models.fused import grouped_linear
 from rfdetr.models.heads import BoxHead, decode_boxes, grouped_boxes, grouped_full_precision, stack_layers
 
@@ -59,7 +59,7 @@ def make_proposals(shapes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | 
     return Proposals(boxes.masked_fill(invalid[..., None], 0.0), invalid)
 
 
-@functools.lru_cache(maxsize=64)  # a multi-scale run has about a dozen sizes
+@cached
 def _unpadded_proposals(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Proposals:
     with torch.inference_mode(False):  # what an evaluation makes is used in training too
         boxes = _grid_boxes(shapes, [(width, height) for height, width in shapes], device)
@@ -88,6 +88,12 @@ def _reach_edges(boxes: Tensor) -> Tensor:
 def valid_extent(mask: Tensor) -> tuple[Tensor, Tensor]:
     """mask (B, h, w) bool, True = padding -> unpadded width and height in cells, (B,) float32 each."""
     return (~mask[:, 0, :]).sum(1, dtype=torch.float32), (~mask[:, :, 0]).sum(1, dtype=torch.float32)
+
+
+def valid_share(mask: Tensor) -> Tensor:
+    """mask (B, H, W) bool, True = padding -> unpadded share of height and width, (B, 2) float32."""
+    width, height = valid_extent(mask)
+    return torch.stack((height / mask.shape[1], width / mask.shape[2]), dim=1)
 
 
 def select_tokens(memory: Tensor, proposals: Proposals, heads: GroupHeads, num_queries: int) -> Selection:

@@ -1,4 +1,4 @@
-"""A run from its configuration: train and evaluate. The only place that knows the detector, the loop and the hooks.
+"""A run from its configuration: train, evaluate and export. The only place that knows the detector, the loop and the hooks.
 
 The names below are imported when they are first asked for, so that a command line answers before torch has been loaded.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rfdetr.training.assemble import build_trainer
     from rfdetr.training.config import DetectorConfig, RunConfig
     from rfdetr.training.evaluation import evaluate
+    from rfdetr.training.exporting import export
     from rfdetr.training.run import train
     from rfdetr.training.sections import (
         DataConfig,
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataConfig", "DetectorConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "LossConfig",
-    "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "train",
+    "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "export", "train",
 ]
 if not TYPE_CHECKING:  # a type checker would take any name for one of these
     __getattr__, __dir__ = lazy_names(__name__, {
         "assemble": ("build_trainer",),
         "config": ("DetectorConfig", "LossConfig", "RunConfig"),
         "evaluation": ("evaluate",),
+        "exporting": ("export",),
         "run": ("train",),
         "sections": ("DataConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "OptimConfig",
                      "TrainConfig"),

@@ -22,10 +22,13 @@ from rfdetr.datacheck.fix import check_target
 from rfdetr.datacheck.sheet import draw_sheet
 from rfdetr.detector import check_numbers, load
 from rfdetr.errors import InputError, printable
+from rfdetr.export.writing import OPSET
 from rfdetr.files import write_json
 from rfdetr.report.page import write_report
 from rfdetr.report.serve import ReportServer
 from rfdetr.sources import find_pictures
+from rfdetr.trained import read_trained
+from rfdetr.training import exporting
 from rfdetr.training.benchmark import Side, run_benchmark
 from rfdetr.training.benchmark import to_text as benchmark_text
 from rfdetr.training.command_line import ExitCode, bad_input
@@ -39,7 +42,6 @@ from rfdetr.training.run import train
 from rfdetr.training.sections import DataConfig, LogConfig
 from rfdetr.training.tables import evaluation_tables
 from rfdetr.video import Video, is_video
-from rfdetr.weights import read_checkpoint
 
 STATUS_CODES = {"done": ExitCode.DONE, "interrupted": ExitCode.INTERRUPTED, "non_finite": ExitCode.NON_FINITE,
                 "save_failed": ExitCode.SAVE_FAILED}
@@ -52,7 +54,7 @@ def fit(config: RunConfig, *, resume: str | None, overwrite: bool) -> ExitCode:
 
 def read_settings(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a checkpoint holds, and of it the settings of its run."""
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_trained(path)
     return checkpoint, trusted_settings(checkpoint["args"])
 
 
@@ -92,6 +94,25 @@ def predict(arguments: Namespace) -> ExitCode:
             draw=not arguments.json_only, save=arguments.save.split(",") if arguments.save else (),
             classes=arguments.get("classes"), **options)
     return ExitCode.DONE if is_done else ExitCode.INTERRUPTED
+
+
+def export(arguments: Namespace) -> ExitCode:
+    """Write the file, unless it differs from the checkpoint, and say how it was checked."""
+    batch_size = None if arguments.batch_size == "dynamic" else int(arguments.batch_size)
+    suffix = exporting.SUFFIXES[arguments.format]
+    output = Path(arguments.get("output", Path(arguments.checkpoint).with_suffix(suffix)))
+    done = exporting.export(
+        arguments.checkpoint, output, format=arguments.format, batch_size=batch_size, precision=arguments.precision,
+        postprocess=arguments.postprocess, opset=arguments.get("opset", OPSET), images=arguments.get("images"),
+        use_ema=arguments.use_ema)
+    sys.stdout.write(f"{done.parity}\n")
+    if not done.parity.is_equal:
+        sys.stdout.write(f"refused: it does not find what the checkpoint finds, so {output} was not written\n")
+        return ExitCode.FOUND_ERRORS
+    sys.stdout.write(f"{output}: {output.stat().st_size / MEGABYTE:.1f} MB\n")
+    if arguments.format == "onnx":
+        sys.stdout.write(f"for TensorRT (not tested here): {done.tensorrt}\n")
+    return ExitCode.DONE
 
 
 def check(config: RunConfig, arguments: Namespace) -> ExitCode:

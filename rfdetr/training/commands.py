@@ -24,6 +24,7 @@ from rfdetr.training.installation import check_installation
 from rfdetr.training.parsing import check_words, make_config, make_parser, parse, parse_over
 
 CHECKPOINT_FLAGS = ("--checkpoint", "--ckpt_path")
+MIN_OPSET, MAX_OPSET = 18, 20  # that PyTorch's exporters write, from 2.6 on
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -129,6 +130,30 @@ def _predict_parser() -> ArgumentParser:
     add("--json_only", action="store_true", help="draw nothing")
     add("--overwrite", action="store_true", help="write into a folder that is not empty")
     return parser
+
+
+def export(argv: Sequence[str] | None = None) -> ExitCode:
+    """Write a checkpoint as a file for other programs, and check it."""
+    parser = ArgumentParser(prog=_prog("export"), description=export.__doc__, exit_on_error=False, allow_abbrev=False)
+    add = parser.add_argument
+    add(*CHECKPOINT_FLAGS, dest="checkpoint", default=SUPPRESS, help="the weights, ours or published ones (required)")
+    add("--format", type=Literal["onnx", "program"], default="onnx", help="onnx, or program: PyTorch's own (torch.export, .pt2)")
+    add("--output", default=SUPPRESS, help="the file (default: the checkpoint's path with .onnx or .pt2)")
+    add("--batch_size", default="1", help="pictures at a time: a number, or dynamic")
+    add("--precision", type=Literal["fp32", "fp16"], default="fp32", help="fp16: half the size; boxes and scores in fp32 inside")
+    add("--postprocess", type=Literal["none", "normalised", "pixels"], default="none",
+        help="choose the best inside: boxes xyxy as shares of the picture, or in pixels (of a further input target_sizes)")
+    add("--opset", type=int, default=SUPPRESS, help="version of ONNX's operators (default: 18)")
+    add("--images", default=SUPPRESS, help="an image or a folder to check with (default: the run's val split, else made up)")
+    add("--use_ema", action="store_true", help="the averaged weights, where a file holds both (checkpoint.pth)")
+    arguments = parse(RunConfig, parser, _words(argv))
+    if "checkpoint" not in arguments:
+        raise InputError("--checkpoint: is missing; see --help")
+    if arguments.batch_size != "dynamic" and not (arguments.batch_size.isdecimal() and int(arguments.batch_size) > 0):
+        raise InputError(f"--batch_size {arguments.batch_size}: it must be a number from 1 on, or dynamic")
+    if "opset" in arguments and (arguments.format != "onnx" or not MIN_OPSET <= arguments.opset <= MAX_OPSET):
+        raise InputError(f"--opset {arguments.opset}: it must be {MIN_OPSET} to {MAX_OPSET}, and is of --format onnx alone")
+    return _actions().export(arguments)
 
 
 def check(argv: Sequence[str] | None = None) -> ExitCode:
@@ -255,6 +280,6 @@ def _prog(command: str) -> str | None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
-    "fit": fit, "validate": validate, "test": test, "predict": predict, "check": check, "pack": pack,
+    "fit": fit, "validate": validate, "test": test, "predict": predict, "export": export, "check": check, "pack": pack,
     "convert": convert, "benchmark": benchmark, "migrate": migrate, "report": report,
 }

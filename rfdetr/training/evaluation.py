@@ -15,17 +15,19 @@ from engine import evaluate as run_evaluation
 from engine.batches import OF_OBJECTS
 from engine.distributed import process_group
 from rfdetr.box_ops import cxcywh_to_xyxy
-from rfdetr.build import build_model, build_postprocess
+from rfdetr.build import build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import LabelMap
 from rfdetr.data.shards import is_address
+from rfdetr.errors import InputError
 from rfdetr.evaluation import DetectionMetrics, f1_sweep
+from rfdetr.export.exported import ExportedModel
+from rfdetr.trained import make_model, read_trained
 from rfdetr.training.command_line import shown_log
 from rfdetr.training.config import RunConfig
 from rfdetr.training.data import build_eval_loader, open_split
 from rfdetr.training.device import choose_device
 from rfdetr.training.parsing import make_config, make_parser, parse_over, plain_errors
-from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def evaluate(
     """Evaluate a checkpoint, ours or a published one; all that ``tools/eval.py`` does.
 
     Args:
-        checkpoint: a path, a published name, or what `read_checkpoint` returned.
+        checkpoint: a path, a published name, an exported ONNX file, or what `read_trained` returned.
         split: "val" or "test".
         use_ema: evaluate the averaged weights, where a file holds both.
         settings: go over those of the checkpoint: ``data={"dataset_dir": "..."}``, ``model={"resolution": 512}``, ...
@@ -47,7 +49,7 @@ def evaluate(
     Raises:
         InputError: the checkpoint or the data are not what they should be.
     """
-    content = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
+    content = checkpoint if isinstance(checkpoint, dict) else read_trained(checkpoint)
     config = config_of(content, settings)
     with shown_log(), process_group(choose_device(config), config.train.timeout_minutes):
         return evaluate_checkpoint(content, config, split, use_ema=use_ema)
@@ -86,13 +88,14 @@ def _leads_outside(splits: Any) -> bool:
 
 
 def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: str, *, use_ema: bool = False) -> dict[str, Any]:
-    """Evaluate what `read_checkpoint` returned. Every rank calls it and gets all numbers."""
-    architecture = model_config_from_checkpoint(checkpoint)
+    """Evaluate what `read_trained` returned. Every rank calls it and gets all numbers."""
+    model, architecture, label_map = make_model(checkpoint, ema=use_ema)
     if config.model.resolution is not None:
-        architecture = replace(architecture, resolution=config.model.resolution)
-    model = build_model(architecture)
-    load_weights(model, checkpoint, ema=use_ema)
-    label_map, device = checkpoint_classes(checkpoint), choose_device(config)
+        resized = replace(architecture, resolution=config.model.resolution)
+        if isinstance(model, ExportedModel) and resized.input_size != architecture.input_size:
+            raise InputError(f"model.resolution: an exported file takes {architecture.input_size} and nothing else; leave it out")
+        architecture = resized
+    device = choose_device(config)
     metrics, metric = evaluate_split(model, config, architecture, label_map, split, device=device)
     return {"metrics": finite_or_none(metrics), "coco": metric.coco.coco_table(), "per_class": per_class(metric)}
 

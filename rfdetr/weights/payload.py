@@ -100,11 +100,7 @@ def model_config_from_checkpoint(content: dict[str, Any]) -> ModelConfig:
 
 def _checked(fields: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
     """Make the configuration, and the model without memory, to see that it is not much larger than the file."""
-    for name, value in fields.items():
-        for part in value if isinstance(value, tuple) else (value,):
-            if not isinstance(part, (int, str)) or isinstance(part, int) and not 0 <= part <= _LARGEST:
-                raise ValueError(f"{name} is {str(part)[:80]}")
-    config = ModelConfig(**fields)
+    config = config_of_fields(fields)
     with torch.device("meta"):
         model = build_model(config)
     wanted, there = (sum(tensor.numel() for tensor in tensors) for tensors in (model.parameters(), state.values()))
@@ -113,11 +109,20 @@ def _checked(fields: dict[str, Any], state: dict[str, Tensor]) -> ModelConfig:
     return config
 
 
+def config_of_fields(fields: Mapping[str, Any]) -> ModelConfig:
+    """Make a configuration of the fields that a file names, which may hold anything: TypeError, ValueError."""
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    for name, value in fields.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if not isinstance(part, (int, str)) or isinstance(part, int) and not 0 <= part <= _LARGEST:
+                raise ValueError(f"{name} is {str(part)[:80]}")
+    return ModelConfig(**fields)
+
+
 def _said(content: dict[str, Any]) -> dict[str, Any]:
     """Return the model's fields that the file names itself: in `model_config`, or (published legacy files) among `args`."""
     source = content["args"] if content["model_config"] is None else content["model_config"]
-    fields = {name: value for name, value in source.items() if name in _FIELDS and value is not None}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {name: value for name, value in source.items() if name in _FIELDS and value is not None}
 
 
 def _variant(content: dict[str, Any], found: TensorFacts, grid: int | None) -> str | None:

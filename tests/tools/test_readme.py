@@ -21,8 +21,8 @@ from rfdetr.weights import model_config_from_checkpoint, read_checkpoint
 
 PAGES = ("README.md", "tools/GUIDE.md", "hooks/README.md")
 README = "\n".join((Path(__file__).parents[2] / page).read_text(encoding="utf-8") for page in PAGES)
-TOOLS = {"train": "fit", "eval": "validate", "predict": "predict", "check_dataset": "check", "pack_shards": "pack",
-         "benchmark": "benchmark", "convert": "convert", "report": "report"}  # fmt: skip
+TOOLS = {"train": "fit", "eval": "validate", "predict": "predict", "export": "export", "check_dataset": "check",
+         "pack_shards": "pack", "benchmark": "benchmark", "convert": "convert", "report": "report"}  # fmt: skip
 SMALL = {
     "model": {"variant": "pico", "resolution": 64, "num_queries": 10, "group_detr": 2},
     "data": {"dataset_dir": "data/mine", "batch_size": 2, "num_workers": 0, "multi_scale": False},

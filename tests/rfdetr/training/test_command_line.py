@@ -197,6 +197,7 @@ def test_torch_without_its_torchvision_is_one_message(write, tmp_path):
 @pytest.mark.parametrize(
     "argv", [["fit", "--train.epochz=3"], ["fit", "--train.epochs=none"], ["fit", "--help"], ["fit", "--print_config"],
              ["validate", "--help"], ["predict"], ["validate", "--checkpoint=a.pth", "--cfg=missing.yaml"],
+             ["export"], ["export", "--checkpoint=a.pth", "--opset=9"],
              ["benchmark", "--rows=stop"], ["benchmark", "--against=/nowhere/python"], ["migrate", "nowhere.pth"],
              ["report", "/nowhere"]], ids=" ".join
 )

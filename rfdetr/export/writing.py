@@ -1,0 +1,55 @@
+"""Exported programs into files: ONNX, or PyTorch's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from rfdetr.export.packages import require
+
+OPSET = 18  # what PyTorch's exporter writes itself; GridSample needs 16, LayerNormalization 17
+METADATA_FILE = "metadata.json"  # within a program's file
+NOISY = ("onnxscript", "onnx_ir", "torch.onnx")  # they log each thing that they could not simplify
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], metadata: dict[str, str], *, opset: int = OPSET
+) -> None:
+    """Write a program as an ONNX file, with the metadata in its ``metadata_props``."""
+    for package in ("onnx", "onnxscript"):
+        require(package)
+    with _quiet():
+        made = torch.onnx.export(program, input_names=list(program.graph_signature.user_inputs), output_names=list(outputs),
+                                 opset_version=opset, dynamo=True, verbose=False)
+    for value in (*made.model.graph.inputs, *made.model.graph.outputs):
+        if not isinstance(value.shape[0], int):
+            value.shape[0] = "batch"
+    made.model.metadata_props.update(metadata)
+    made.save(str(path), external_data=False)
+
+
+def write_program(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> None:
+    """Write a program as PyTorch's .pt2 file, with the metadata as its extra file metadata.json."""
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata)})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
