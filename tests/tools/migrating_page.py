@@ -37,6 +37,8 @@ CLASSES = [
          "fit --cfg FILE",
          "one configuration of sections instead of two of fields",
          f"{TRAINING}test_run.py::test_every_door_leads_to_the_same_run"),
+    Line("RFDETRNano().export(...)", "rfdetr export", "ONNX with the same names of input and outputs; also PyTorch's program",
+         "tests/rfdetr/export/test_export.py::test_deployments_find_names_and_preprocessing_in_the_file"),
     Line("RFDETRNano().predict(images, threshold)", "rfdetr.load(FILE).predict(images, threshold); rfdetr predict",
          "always in evaluation mode; to_supervision() gives their Detections", "tests/rfdetr/test_detector.py::"
          "test_a_picture_of_any_kind_alone_in_a_list_and_in_a_folder"),
