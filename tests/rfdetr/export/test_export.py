@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 import rfdetr
-from rfdetr import InputError
+from rfdetr import InputError, LabelMap, NestedTensor, Prediction
 from rfdetr.data import IMAGENET_MEAN, IMAGENET_STD, preprocess
 from rfdetr.export import check
 from rfdetr.export.check import Parity, Tolerance, compare
 from rfdetr.models.position_encoding import sine_box_embedding
 from rfdetr.training import evaluate, export
 
+CLASSES = LabelMap((3, 7), ("cat", "dog"))
 LETTERBOX = {"data": {"resize": "letterbox", "dataset_dir": "/home/somebody/pictures"}}
 
 
@@ -182,6 +183,25 @@ def test_without_onnx_runtime_one_message_says_what_to_install(two_at_a_time, ch
                 lambda: export(checkpoint("pico"), tmp_path / "model.onnx")):
         with pytest.raises(InputError, match=r'onnxruntime, .* not installed; .*pip install -e "\.\[onnx\]"'):
             use()
+
+
+class Undecided:
+    """A detector whose box depends on the last bits of its input."""
+
+    def __init__(self, usual: float, disturbed: float) -> None:
+        self.boxes, self.model = (usual, disturbed), torch.nn.Identity()
+
+    def predict(self, picture, threshold):
+        pixels = self.model(NestedTensor(picture[None].float())).tensors
+        box = np.full((1, 4), self.boxes[int((pixels != picture).any())], np.float32)
+        return [Prediction(box, np.ones(1, np.float32), np.zeros(1, np.int64), None, CLASSES)]
+
+
+def test_what_rounding_decides_is_equal_if_pytorch_finds_it_after_a_change_of_rounding():
+    pictures = [torch.zeros(3, 8, 8, dtype=torch.uint8)]
+    parity = compare(Undecided(5, 7), Undecided(7, 7), pictures, Tolerance())
+    assert parity.is_equal and parity.ties == 1 and "1 of the pictures: as PyTorch has it" in str(parity)
+    assert not compare(Undecided(5, 7), Undecided(6, 6), pictures, Tolerance()).is_equal
 
 
 @pytest.mark.slow
