@@ -1,8 +1,8 @@
 """Whether an exported file finds what the model in PyTorch finds, on pictures.
 
-Where two tokens of a picture score the same to rounding, rounding decides which becomes which query, and several detections follow:
-PyTorch itself finds something else when its input changes by a millionth. A file that finds on such a picture what PyTorch finds
-after such a change is right.
+Where two tokens of a picture score the same to rounding, rounding decides which becomes which query, and several detections
+follow: PyTorch itself finds something else when its input changes by a millionth. A file that finds on such a picture what
+PyTorch finds after such a change is right.
 """
 
 from __future__ import annotations
