@@ -18,4 +18,5 @@ def cached(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         return function(*args) if is_exporting() else remembering(*args)
 
+    call.cache_clear = remembering.cache_clear
     return call
