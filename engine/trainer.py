@@ -222,8 +222,8 @@ class Trainer:
         """Hand a picture to every hook's `logged_image`; `hooks.LogHook` gives it to all writers that take pictures.
 
         Args:
-            image: (3, H, W) uint8 or float 0 to 1 as a tensor, (H, W, 3) uint8 as an array, PIL's, or the path of a picture file
-                that is kept anyway. The main process's is taken.
+            image: (3, H, W) or (H, W), uint8 or float 0 to 1, as a tensor, (H, W, 3) or (H, W) uint8 as an array, PIL's, or the
+                path of a picture file that is kept anyway. The main process's is taken.
         """
         for hook in self.hooks:
             hook.logged_image(self, name, image)

@@ -108,6 +108,7 @@ class LogHook(Hook):
         self._lines: list[tuple[dict[str, float], int, int]] = []  # written at the step of the last line
         self._loaded: tuple[int, list] | None = None  # step of the checkpoint, and what was written at it
         self.every_steps = every_steps
+        self._no_pictures: set[str] = set()  # names whose pictures were none
         self._means = RunningMeans()
         self._logged: dict[str, RunningMeans] = {}  # of hooks, each of its own: ranks may log different things
         self._is_between_epochs = True
@@ -162,11 +163,17 @@ class LogHook(Hook):
             self._write(trainer, {name: value.item()})
 
     def logged_image(self, trainer: Trainer, name: str, image: Any) -> None:
-        """Write a picture, at once."""
-        if is_main_process():
+        """Write a picture, at once; what is none is said once and left out, since it is no reason to lose a training."""
+        if not is_main_process() or name in self._no_pictures:
+            return
+        try:
             picture, step, epoch = as_picture(image), trainer.step, trainer.epoch
-            self._each_writer(
-                lambda writer: writer.write_image(name, picture, step, epoch) if hasattr(writer, "write_image") else None)
+        except (ValueError, OSError) as error:
+            self._no_pictures.add(name)
+            logger.warning("trainer.log_image(%r): left out from now on: %s", name, error)
+            return
+        self._each_writer(
+            lambda writer: writer.write_image(name, picture, step, epoch) if hasattr(writer, "write_image") else None)
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self._write(trainer, metrics)

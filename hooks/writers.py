@@ -51,6 +51,7 @@ def as_picture(image: Any) -> Picture:
         ValueError: it is none of them.
     """
     path = Path(image) if isinstance(image, (str, os.PathLike)) else None
+    given = f"{type(image).__name__} {tuple(getattr(image, 'shape', ()))} {getattr(image, 'dtype', '')}".rstrip()
     if path is not None:
         with Image.open(path) as file:
             image = file.convert("RGB")
@@ -59,11 +60,13 @@ def as_picture(image: Any) -> Picture:
     elif isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.float().clamp(0, 1) * 255).round().byte() if image.is_floating_point() else image
+        image = image[None] if image.ndim == 2 else image
         image = image.movedim(0, -1).expand(*image.shape[1:], 3) if image.ndim == 3 and len(image) in (1, 3) else image
     pixels = np.asarray(image)
+    pixels = np.stack([pixels] * 3, axis=-1) if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"trainer.log_image: {pixels.shape} {pixels.dtype} is no picture; give (3, H, W) uint8 or float 0 to 1 "
-                         "as a tensor, (H, W, 3) uint8 as an array, PIL's, or the path of a file")
+        raise ValueError(f"{given} is no picture; give (3, H, W) or (H, W), uint8 or float 0 to 1, as a tensor, (H, W, 3) or "
+                         "(H, W) uint8 as an array, PIL's, or the path of a file")
     return Picture(pixels, path)
 
 

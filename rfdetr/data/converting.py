@@ -21,6 +21,7 @@ from rfdetr.data.annotations import RawSplit
 from rfdetr.data.coco_writer import split_content
 from rfdetr.data.formats import Paths, available_splits, detect_format, read_split
 from rfdetr.data.images import IMAGE_SUFFIXES, read_size
+from rfdetr.data.label_map import without_groups
 from rfdetr.data.outlines import bridged, outline
 from rfdetr.data.packing import read_picture
 from rfdetr.data.segmentations import decode, draw, encode
@@ -218,14 +219,17 @@ def _polygon(encoded: bytes, size: tuple[int, int], losses: Counter) -> np.ndarr
 def _numbers(raws: dict[str, RawSplit]) -> tuple[dict[str, dict[int, int]], list[str]]:
     """Return the number that YOLO gives to each category id of each split, and the names in this order.
 
-    Classes of one name are one in all splits, whatever their ids are there.
+    Classes of one name are one in all splits, whatever their ids are there. What only groups others is no class, as in training.
     """
+    found = {category.name for raw in raws.values() for category in raw.categories
+             if category.id in set(raw.category_ids.tolist())}
     numbers: dict[str, dict[int, int]] = {}
     known: dict[tuple[str, int], int] = {}
     for split, raw in raws.items():
         times: Counter[str] = Counter()
         numbers[split] = {}
-        for category in sorted(raw.categories):
+        annotated = [category.id for category in raw.categories if category.name in found]
+        for category in sorted(without_groups(raw.categories, annotated)):
             times[category.name] += 1  # some data sets have two classes of one name
             numbers[split][category.id] = known.setdefault((category.name, times[category.name]), len(known))
     return numbers, [name for name, _ in known]

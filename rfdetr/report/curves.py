@@ -11,6 +11,7 @@ from rfdetr.report.read import Run
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 460, 240, 52, 28, 10, 12
 MAX_POINTS = 400  # of a line; more could not be told apart
+MAX_OWN = 12  # panels of values that hooks log
 DASHES = ("none", "6 3", "2 2", "8 2 2 2")
 PANELS = {  # title -> what is written at a line -> its tag
     "Loss": {"training": "train/loss", "validation": "val/loss", "validation, EMA": "val/ema_loss"},
@@ -35,7 +36,7 @@ def draw_curves(runs: Sequence[Run]) -> Html:
     """Draw a panel for each of `PANELS` of which there is something; lines of several runs differ in colour by run."""
     epochs = [_epochs(run.lines) for run in runs]
     figures = []
-    for title, tags in PANELS.items():
+    for title, tags in (PANELS | _own_panels(runs)).items():
         lines = []
         for place, run in enumerate(runs):
             for kind, (label, name) in enumerate(tags.items()):
@@ -48,6 +49,15 @@ def draw_curves(runs: Sequence[Run]) -> Html:
         if lines:
             figures.append(_figure(title, lines))
     return tag("div", *figures, class_="curves") if figures else tag("p", "No values of training or evaluation yet.")
+
+
+def _own_panels(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Return a panel for each value that a hook has logged, and for the AP of each further evaluation set."""
+    names = sorted({name for run in runs for line in run.lines for name in line if "/" in name})
+    published = {name.partition("/")[2] for name in names if name.startswith("val/")} - {"mAP_50_95"}
+    own = [name for name in names if not name.startswith(("train/", "val/", "test/"))
+           and name.partition("/")[2].removeprefix("ema_") not in published]
+    return {name: {name: name} for name in own[:MAX_OWN]}
 
 
 def _epochs(lines: Sequence[dict[str, Any]]) -> list[float]:

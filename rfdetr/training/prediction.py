@@ -76,7 +76,8 @@ def predict_into(
         was_stopped = is_stopped()
     if not is_video and not was_stopped and num_read < total:
         logger.warning("%d of %d images could not be read and were left out, see above", total - num_read, total)
-    found = ", ".join(f"{count} {name}" for name, count in counts.most_common(10)) or "nothing"
+    found = ", ".join(f"{count} {name}" for name, count in counts.most_common(10)) or (
+        "nothing (is --threshold too high? a run's report.html and results.json have the one of its best F1)")
     logger.info("found on %d %ss: %s%s; %.1f %ss a second; everything is in %s", num_read, unit, found,
                 ", ..." if len(counts) > 10 else "", num_read / (time.perf_counter() - started), unit, output)
     return not was_stopped

@@ -105,7 +105,7 @@ def _reason(error: Exception) -> str:
                 "code. If you trust it, open it where it was made and save {'model': its state dict} again")
     detail = text.rsplit("WeightsUnpickler error:", 1)[-1].strip() or type(error).__name__  # torch's own advice comes first
     return ("not a readable checkpoint: truncated, or not written by torch.save "
-            f"({detail.splitlines()[0][:200]}); copy or download it again")
+            f"({detail.splitlines()[0].split('. ')[0][:200]}); copy or download it again")
 
 
 def plain_args(content: dict[str, Any]) -> dict[str, Any]:

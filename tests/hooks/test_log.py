@@ -215,3 +215,17 @@ def test_what_cannot_be_logged_is_refused_by_its_name(tmp_path, name, value, mes
 
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, hooks=[LogHook([]), Wrong()]).train()
+
+
+class LoggingWrongly(Hook):
+    def after_epoch(self, trainer):
+        trainer.log_image("mine/wrong", torch.zeros(2, 4, 6))
+        trainer.log_image("mine/grey", torch.zeros(4, 6))
+
+
+def test_what_is_no_picture_costs_no_training(tmp_path, caplog):
+    writer = TakingPictures()
+    make_trainer(tmp_path, hooks=[LoggingWrongly(), LogHook([writer])]).train()
+    warnings = [record.message for record in caplog.records if "log_image" in record.message]
+    assert len(warnings) == 1 and "trainer.log_image('mine/wrong'): left out from now on: Tensor (2, 4, 6)" in warnings[0]
+    assert {picture[0] for picture in writer.pictures} == {"mine/grey"}

@@ -258,3 +258,12 @@ def test_the_command(write_roboflow, coco_content, tmp_path, capsys):
         main([*argv[:-1], str(tmp_path / "copy"), "--to", "coco", "--pictures", "copy"])
     assert not any(path.is_symlink() for path in (tmp_path / "copy" / "images" / "train").iterdir())
     assert_equal(objects(folder, "val"), objects(tmp_path / "copy", "val"))
+
+
+def test_a_category_that_groups_others_becomes_no_class(cut, tmp_path):
+    """Roboflow's exports have one; YOLO's numbers are those of training."""
+    source, folder = cut("bccd"), tmp_path / "yolo"
+    content = json.loads(next((source / "annotations").glob("*.json")).read_text())
+    assert "cells" in [category["name"] for category in content["categories"]]
+    convert_dataset(source, folder, to="yolo")
+    assert list(yaml.safe_load((folder / "data.yaml").read_text())["names"].values()) == ["Platelets", "RBC", "WBC"]

@@ -43,6 +43,12 @@ def test_a_page_is_whole_and_asks_nobody(make_run, images, parse):
     assert {"aria-sort": "none", "scope": "col", "class": "number"} in [given for tag, given in page.elements if tag == "th"]
 
 
+def test_values_that_hooks_log_and_further_sets_have_curves(make_run):
+    metrics = {f"{name}/{key}": 0.5 for name in ("val", "night") for key in ("mAP_50_95", "mAP_small")}
+    text = page_of(make_run("run", lines=[{"step": 2, "epoch": 0, "mine/weight": 3.0}, {"step": 4, "epoch": 1, **metrics}]))
+    assert "mine/weight over epochs" in text and "night/mAP_50_95 over epochs" in text and "night/mAP_small" not in text
+
+
 def test_names_cannot_break_the_page(make_run, images, parse):
     """Not those of classes, files and folders, nor what settings hold."""
     folder = make_run("a <b> & 'c'", NASTY, images, metrics={"AP/" + NASTY[1]: 0.5}, train={"note": "</script><img src=x>"})
