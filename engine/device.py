@@ -57,13 +57,12 @@ def _keep_freed_memory() -> None:
     """Let the C library's allocator reuse large blocks instead of giving them back to the system.
 
     A step frees and asks again for hundreds of tensors of megabytes; each time the system would fill their pages with zeros,
-    which took a tenth of a step (glibc; others are left alone). The process keeps what its largest step took. The few largest
-    blocks are given back all the same: kept, they leave gaps that nothing else fits into (200 MB of 3.5 GB for nano).
+    which took a tenth of a step (glibc; others are left alone). The process keeps what its largest step took.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
-    mallopt, trim_threshold, mmap_threshold = ctypes.CDLL(None).mallopt, -1, -3  # of malloc.h
-    mallopt(mmap_threshold, 16 * 2**20)
+    mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # of malloc.h
+    mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
 
 
