@@ -3,3 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
+
+
+def pytest_configure(config):
+    """Keep the order of the files with ``-n 2`` too: tests/cuda start threads, behind which a forked process cannot train."""
+    config.option.loadscopereorder = False
