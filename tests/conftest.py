@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
+for name in ("CI", "TERM", "COLUMNS", "PAGER"):  # the tests give terminals, and what they print is compared
+    os.environ.pop(name, None)
 
 
 def pytest_configure(config):
