@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rfdetr.losses.functional import FOREGROUND, background_factor, background_loss, background_sums, relative_quality
+from rfdetr.losses.functional import FOREGROUND
 from rfdetr.losses.masks import mask_losses, matched_mask_logits
 from rfdetr.losses.matcher import HungarianMatcher, Pairs
-from rfdetr.losses.pairs import pair_losses
-from rfdetr.losses.stacked import FlatTargets, StackedOutputs, layer_sums, to_device
+from rfdetr.losses.stacked import FlatTargets, StackedOutputs, to_device
+from rfdetr.losses.sums import LayerSums
 
 LOSSES = ("labels", "boxes", "cardinality", "masks")
 
@@ -51,12 +50,11 @@ class SetCriterion(nn.Module):
         self.weight_dict = weight_dict
         self.losses = tuple(losses)
         self.class_loss = class_loss
-        self.focal_alpha = focal_alpha
         self.group_detr = group_detr
         self.sum_group_losses = sum_group_losses
         self.mask_point_sample_ratio = mask_point_sample_ratio
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.sums = LayerSums(losses, class_loss, focal_alpha, weights)
 
     def forward(
         self, outputs: dict, targets: Sequence[dict], num_boxes: float | Tensor | None = None
@@ -80,6 +78,11 @@ class SetCriterion(nn.Module):
         return sum(len(target["labels"]) for target in targets) * (1 if self.sum_group_losses else self._num_groups)
 
     @property
+    def compile_units(self) -> list[nn.Module]:
+        """What `torch.compile` takes whole; between them the host solves the assignments, and masks are measured."""
+        return [*self.matcher.compile_units, self.sums]
+
+    @property
     def _num_groups(self) -> int:
         return self.group_detr if self.training else 1
 
@@ -95,47 +98,20 @@ class SetCriterion(nn.Module):
         stacked = StackedOutputs.from_layers(list(layers.values()))
         flat = FlatTargets.from_list(targets, stacked)
         matched = _Matched.from_pairs(self.matcher.match(stacked, flat, self._num_groups), stacked, flat)
-        names, table = self._pair_sums(stacked, flat, matched)
-        results = {}
+        table, class_error, cardinality_error = self.sums(
+            stacked.logits, stacked.boxes, stacked.query_counts, flat.labels, flat.boxes,
+            to_device(np.array(flat.sizes, np.float32), stacked.device),
+            matched.queries, matched.objects, matched.segments, matched.layers)
+        names, results = self.sums.names, {}
         if "labels" in self.losses:
-            results["class_error"] = _class_error(stacked, flat, matched)
+            results["class_error"] = class_error
         if "masks" in self.losses:
             names += ["loss_mask_ce", "loss_mask_dice"]
             table = torch.cat((table, self._mask_sums(stacked, flat, matched)))
         results |= zip([name + suffix for name in names for suffix in layers], (table / num_boxes).flatten().unbind())
         if "cardinality" in self.losses:
-            values = _cardinality_error(stacked, flat)
-            results |= zip([f"cardinality_error{suffix}" for suffix in layers], values.unbind())
+            results |= zip([f"cardinality_error{suffix}" for suffix in layers], cardinality_error.unbind())
         return results
-
-    def _pair_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> tuple[list[str], Tensor]:
-        """The losses of classes and boxes: their names, and a table (losses, L)."""
-        predicted, wanted = matched.boxes(stacked, flat)
-        l1, giou_loss, iou = pair_losses(predicted, wanted)
-        values = {}
-        if "labels" in self.losses:
-            values["loss_ce"] = self._class_change(stacked, flat, matched, iou)
-        if "boxes" in self.losses:
-            values |= {"loss_bbox": l1, "loss_giou": giou_loss}
-        if not values:
-            return [], l1.new_zeros(0, matched.layers.shape[1])
-        table = torch.stack(list(values.values()))
-        if "labels" not in self.losses:
-            return list(values), table @ matched.layers
-        background = background_sums(stacked.logits, stacked.query_counts)
-        if (factor := background_factor(self.class_loss, self.focal_alpha)) != 1:
-            background = factor * background
-        return list(values), torch.addmm(F.pad(background[None], (0, 0, 0, len(values) - 1)), table, matched.layers)
-
-    def _class_change(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched", quality: Tensor) -> Tensor:
-        """(P,) how far matched logits' losses are from those of background; see `rfdetr.losses.functional`."""
-        if self.class_loss == "position_supervised":
-            quality = relative_quality(quality, matched.segments, len(matched.lengths))
-        logits = matched.class_logits(stacked, flat)
-        change = FOREGROUND[self.class_loss](logits, quality, self.focal_alpha)
-        if self.class_weights is not None:
-            change = change * self.class_weights[flat.labels[matched.objects]].to(change.dtype)
-        return change.sub(background_loss(logits), alpha=background_factor(self.class_loss, self.focal_alpha))
 
     def _mask_sums(self, stacked: StackedOutputs, flat: FlatTargets, matched: "_Matched") -> Tensor:
         """(2, L) cross entropy and dice losses of the matched masks; objects without a mask teach the others alone."""
@@ -177,31 +153,3 @@ class _Matched:
         layer_counts = np.bincount(layers, minlength=len(pairs)).tolist()
         of_layer = to_device(layers[:, None] == np.arange(len(pairs)), stacked.device).to(stacked.boxes.dtype)
         return cls(*indices.unbind(), layers=of_layer, lengths=lengths, layer_counts=layer_counts)
-
-    def boxes(self, stacked: StackedOutputs, flat: FlatTargets) -> tuple[Tensor, Tensor]:
-        """Predicted and wanted boxes of the pairs, both (P, 4) cxcywh."""
-        return stacked.boxes.flatten(0, 1).index_select(0, self.queries), flat.boxes.index_select(0, self.objects)
-
-    def class_logits(self, stacked: StackedOutputs, flat: FlatTargets) -> Tensor:
-        """(P,) logits of the wanted classes."""
-        index = self.queries * stacked.logits.shape[-1] + flat.labels.index_select(0, self.objects)
-        return stacked.logits.flatten().index_select(0, index)
-
-
-@torch.no_grad()
-def _class_error(stacked: StackedOutputs, flat: FlatTargets, matched: _Matched) -> Tensor:
-    """Percentage of the final layer's matched queries whose highest logit is not the wanted class."""
-    count = matched.layer_counts[0]
-    if count == 0:
-        return stacked.logits.new_full((), 100.0)
-    logits = stacked.logits.flatten(0, 1).index_select(0, matched.queries[:count])
-    right = logits.argmax(-1) == flat.labels.index_select(0, matched.objects[:count])
-    return 100 - 100 * right.to(logits.dtype).mean()
-
-
-@torch.no_grad()
-def _cardinality_error(stacked: StackedOutputs, flat: FlatTargets) -> Tensor:
-    """(L,) how far the number of queries with a probability above one half is from the objects, mean over images."""
-    confident = stacked.logits.amax(-1) > 0
-    wanted = to_device(np.array(flat.sizes, dtype=np.float32)[:, None], stacked.device)
-    return (layer_sums(confident, stacked.query_counts) - wanted).abs().mean(0).to(stacked.logits.dtype)

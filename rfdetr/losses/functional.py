@@ -54,7 +54,9 @@ class _BackgroundSums(Function):
 
 def pieces(rows: Tensor, row_length: int) -> tuple[Tensor, ...]:
     """Cut (R, ...) into parts of which a CPU's cache can hold the intermediate results, with so many numbers a row."""
-    return rows.split(max(1, CACHED[rows.device.type] // row_length)) if rows.device.type in CACHED and len(rows) else (rows,)
+    if torch.compiler.is_compiling() or rows.device.type not in CACHED:  # compiled code stores nothing in between
+        return (rows,)
+    return rows.split(max(1, CACHED[rows.device.type] // row_length)) if len(rows) else (rows,)
 
 
 def background_factor(class_loss: str, alpha: float) -> float:

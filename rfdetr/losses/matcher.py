@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,11 +44,17 @@ class HungarianMatcher(nn.Module):
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
-        self.focal_alpha = focal_alpha
+        self.class_costs = ClassCosts(cost_class, focal_alpha)
+        self.box_costs = BoxCosts(cost_bbox, cost_giou)
         self.cost_mask_ce = cost_mask_ce
         self.cost_mask_dice = cost_mask_dice
         self.mask_point_sample_ratio = mask_point_sample_ratio
         self._warned_non_finite = False
+
+    @property
+    def compile_units(self) -> list[nn.Module]:
+        """What `torch.compile` takes whole."""
+        return [self.class_costs, self.box_costs]
 
     @torch.no_grad()
     def forward(self, outputs: dict, targets: Sequence[dict], group_detr: int = 1) -> list[tuple[Tensor, Tensor]]:
@@ -93,6 +100,39 @@ class HungarianMatcher(nn.Module):
             self._warned_non_finite = True
 
 
+class ClassCosts(nn.Module):
+    """Weighted costs of classes."""
+
+    def __init__(self, weight: float, alpha: float) -> None:
+        super().__init__()
+        self.weight, self.alpha = weight, alpha
+
+    def forward(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """logits (B, N, C), images and labels (R,) -> (R, N)."""
+        return focal_cost(logits.transpose(1, 2)[images, labels], self.alpha).mul_(self.weight)
+
+
+class BoxCosts(nn.Module):
+    """Weighted costs of L1 distance and generalized IoU."""
+
+    def __init__(self, weight_l1: float, weight_giou: float) -> None:
+        super().__init__()
+        self.weight_l1, self.weight_giou = weight_l1, weight_giou
+
+    def forward(self, costs: Tensor, planes: Tensor, wanted: Tensor, images: Tensor | None = None) -> None:
+        """Add to costs (R, N), in place: planes (10, 1, N) of one image, or (10, B, N) and images (R,); wanted (10, R)."""
+        if images is not None:
+            planes = planes.index_select(1, images)  # (10, R, N)
+        wanted = wanted[..., None]
+        l1 = (planes[:4] - wanted[:4]).abs_().sum(0)
+        overlap = torch.minimum(planes[6:8], wanted[6:8]).sub_(torch.maximum(planes[4:6], wanted[4:6]))
+        hull_sides = planes[8:] + wanted[8:] - overlap  # before negative overlaps count as none
+        intersection, hull = torch.stack((overlap.clamp_(min=0), hull_sides)).prod(1)
+        union = (planes[8:].prod(0) + wanted[8:].prod(0)).sub_(intersection)
+        giou = intersection.div_(union.clamp(min=EPS)).sub_(hull.sub(union).div_(hull.clamp(min=EPS)))
+        costs.add_(l1, alpha=self.weight_l1).sub_(giou, alpha=self.weight_giou)
+
+
 class _CostTable:
     """Costs of one step's predictions and targets, computed a few rows at a time."""
 
@@ -112,45 +152,37 @@ class _CostTable:
 
     def rows(self, blocks: Sequence[Block]) -> Tensor:
         """Costs (R, N) of the objects of all blocks, in their order."""
-        device, num_queries = self.stacked.device, self.stacked.logits.shape[1]
-        chunks = _split_blocks(blocks, max(1, MAX_ELEMENTS.get(device.type, 2**22) // num_queries))
         costs = self._class_rows(blocks)
-        for chunk, rows in zip(chunks, costs.split([sum(stop - start for _, start, stop in chunk) for chunk in chunks])):
-            rows += self._box_rows(chunk)
+        is_compiled = self.matcher.box_costs._compiled_call_impl is not None  # then nothing in between is stored
+        max_elements = math.inf if is_compiled else MAX_ELEMENTS.get(costs.device.type, 2**22)
+        chunks = _split_blocks(blocks, max(1, max_elements // costs.shape[1]))
+        parts = costs.split([sum(stop - start for _, start, stop in chunk) for chunk in chunks])
+        for part, chunk in zip(parts, chunks):
+            self._add_box_costs(part, chunk, gathers=is_compiled or len(chunk) > 1)
         if self.mask_points:
             costs += torch.cat([self._mask_rows(layer, blocks) for layer in range(len(self.mask_points))], dim=1)
         return costs
 
     def _class_rows(self, blocks: Sequence[Block]) -> Tensor:
         """Weighted class costs (R, N); those of several objects of a class are computed once, if the host knows the labels."""
-        images = np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
+        images = _images(blocks)
         labels = self.targets.host_labels
         if labels is None:
             labels = torch.cat([self.targets.labels[start:stop] for _, start, stop in blocks])
-            logits = self.stacked.logits.transpose(1, 2)[to_device(images, self.stacked.device), labels]
-            return focal_cost(logits, self.matcher.focal_alpha).mul_(self.matcher.cost_class)
+            return self.matcher.class_costs(self.stacked.logits, to_device(images, self.stacked.device), labels)
         labels = np.concatenate([labels[start:stop] for _, start, stop in blocks])
         num_classes = self.stacked.logits.shape[-1]
         distinct, rows = np.unique(images * num_classes + labels, return_inverse=True)
         image_of, label_of, rows = (to_device(x, self.stacked.device) for x in (*np.divmod(distinct, num_classes), rows))
-        costs = focal_cost(self.stacked.logits.transpose(1, 2)[image_of, label_of], self.matcher.focal_alpha)
-        return costs.mul_(self.matcher.cost_class).index_select(0, rows)
+        return self.matcher.class_costs(self.stacked.logits, image_of, label_of).index_select(0, rows)
 
-    def _box_rows(self, blocks: Sequence[Block]) -> Tensor:
-        """Weighted costs (R, N) of L1 distance and generalized IoU."""
-        if len(blocks) == 1:
-            planes = self.planes[:, blocks[0][0], None]  # (10, 1, N)
+    def _add_box_costs(self, costs: Tensor, blocks: Sequence[Block], *, gathers: bool) -> None:
+        """Add to the costs (R, N) of the classes, in place."""
+        wanted = torch.cat([self.target_planes[:, start:stop] for _, start, stop in blocks], dim=1)
+        if gathers:
+            self.matcher.box_costs(costs, self.planes, wanted, to_device(_images(blocks), costs.device))
         else:
-            images = np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
-            planes = self.planes.index_select(1, to_device(images, self.stacked.device))  # (10, R, N)
-        wanted = torch.cat([self.target_planes[:, start:stop] for _, start, stop in blocks], dim=1)[..., None]
-        l1 = (planes[:4] - wanted[:4]).abs_().sum(0)
-        overlap = torch.minimum(planes[6:8], wanted[6:8]).sub_(torch.maximum(planes[4:6], wanted[4:6]))
-        hull_sides = planes[8:] + wanted[8:] - overlap  # before negative overlaps count as none
-        intersection, hull = torch.stack((overlap.clamp_(min=0), hull_sides)).prod(1)
-        union = (planes[8:].prod(0) + wanted[8:].prod(0)).sub_(intersection)
-        giou = intersection.div_(union.clamp(min=EPS)).sub_(hull.sub(union).div_(hull.clamp(min=EPS)))
-        return l1.mul_(self.matcher.cost_bbox).sub_(giou, alpha=self.matcher.cost_giou)
+            self.matcher.box_costs(costs, self.planes[:, blocks[0][0], None], wanted)
 
     def _mask_rows(self, layer: int, blocks: Sequence[Block]) -> Tensor:
         points, masks = self.mask_points[layer], self.targets.masks
@@ -183,7 +215,12 @@ def _planes(boxes: Tensor) -> Tensor:
     return torch.cat((boxes, corners, far - near), dim=-1).movedim(-1, 0).contiguous()
 
 
-def _split_blocks(blocks: Sequence[Block], max_rows: int) -> list[list[Block]]:
+def _images(blocks: Sequence[Block]) -> np.ndarray:
+    """The image of each object, (R,)."""
+    return np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
+
+
+def _split_blocks(blocks: Sequence[Block], max_rows: float) -> list[list[Block]]:
     """Cut blocks into lists of at most ``max_rows`` objects; at least one list, which may hold no object."""
     chunks: list[list[Block]] = [[]]
     free = max_rows

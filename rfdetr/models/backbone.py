@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rfdetr.errors import InputError
 from rfdetr.models.attention import attention
+from rfdetr.models.exporting import cached
 from rfdetr.models.fused import feed_forward, linear, scaled_add
 from rfdetr.models.projector import Projector
 
@@ -149,26 +150,26 @@ class WindowedViT(nn.Module):
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """images (B, 3, H, W) -> tokens (B * windows, 1 + tokens of a window, C); every window has its own CLS."""
-        patches = self.patch_embed(images, self.num_windows)
-        patches = (patches + self._positions(grid)).flatten(0, 1)
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
+        first, others = self._positions(grid)
+        patches = (self.patch_embed(images, self.num_windows) + others).flatten(0, 1)
+        cls_token = (self.cls_token + first).expand(patches.shape[0], -1, -1)
         return torch.cat((cls_token.to(patches.dtype), patches), dim=1)
 
     def fix_positions(self, grid: tuple[int, int]) -> None:
         """Resample the position table for inputs of these patches (rows, cols) and no others: exported files cannot."""
-        self.fixed_positions = self._positions(grid).detach()
+        self.fixed_positions = self._positions(grid)[1].detach()
 
-    def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """The position table resampled to `grid` -> (windows, tokens of a window, C)."""
+    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The position of CLS (1, 1, C), and the others resampled to `grid` -> (windows, tokens of a window, C)."""
+        side, windows = self.grid_size, self.num_windows
+        first, table = self.pos_embed.split((1, side**2), dim=1)
         if self.fixed_positions is not None:
-            return self.fixed_positions
-        table, side, windows = self.pos_embed[:, 1:], self.grid_size, self.num_windows
+            return first, self.fixed_positions
         if grid != (side, side):
-            pixels = table.to(torch.promote_types(table.dtype, torch.float32)).reshape(1, side, side, -1).permute(0, 3, 1, 2)
-            table = _resize(pixels, grid).permute(0, 2, 3, 1).to(table.dtype)
+            table = _resize(table.reshape(side, side, -1), grid)
         rows, cols = grid[0] // windows, grid[1] // windows
         table = table.reshape(windows, rows, windows, cols, -1).transpose(1, 2)
-        return table.reshape(windows**2, rows * cols, -1)
+        return first, table.reshape(windows**2, rows * cols, -1)
 
     def _feature_maps(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """tokens (B * windows, 1 + T, taps, C) -> (B, taps, C, rows, cols): CLS dropped, windows put back in place."""
@@ -178,15 +179,29 @@ class WindowedViT(nn.Module):
         return tokens.reshape(-1, *grid, *tokens.shape[5:]).permute(0, 3, 4, 1, 2)
 
 
-def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic resize of the position table (1, C, h, w), with antialiasing also where it grows.
+def _resize(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic resize of the position table (h, w, C) -> (*size, C), along one axis and then the other.
 
-    Antialiasing changes the cubic's coefficient, and the published weights were made with that one. Apple's GPUs lack
-    the operation, so there the small table takes a trip through the CPU.
+    As two matrix products it repeats bit for bit, also in backward on a GPU, and any device can do it.
     """
-    source = pixels.to("cpu") if pixels.device.type == "mps" else pixels
-    resized = F.interpolate(source, size=size, mode="bicubic", align_corners=False, antialias=True)
-    return resized.to(pixels.device)
+    precise = torch.promote_types(table.dtype, torch.float32)
+    rows, cols = (_resize_weights(old, new, precise, table.device) for old, new in zip(table.shape[:2], size))
+    with torch.autocast(table.device.type, enabled=False):
+        resized = cols @ table.to(precise)  # (h, W, C)
+        return (rows @ resized.flatten(1)).view(*size, -1).to(table.dtype)
+
+
+@cached
+def _resize_weights(old: int, new: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(new, old): what the pixels of a resized axis are made of; that is what a resize makes of unit vectors.
+
+    Antialiasing, also where it grows, changes the cubic's coefficient, and the published weights were made with that one.
+    """
+    with torch.inference_mode(False):  # what an evaluation makes is used in training too
+        # Apple's GPUs lack the operation
+        unit = torch.eye(old, dtype=dtype, device="cpu" if device.type == "mps" else device)[None, None]
+        weights = F.interpolate(unit, size=(new, old), mode="bicubic", align_corners=False, antialias=True)
+        return weights[0, 0].to(device)
 
 
 def _self_attention(layer: nn.Module, tokens: Tensor) -> Tensor:

@@ -88,10 +88,36 @@ class DeformableAttention(nn.Module):
 def _sample_levels(value: Tensor, shapes: Sequence[tuple[int, int]], grid: Tensor) -> Tensor:
     """value (B, S, D), grid (B, h, N, L, P, 2) -> bilinear samples (B * h, D / h, N, L * P)."""
     num_heads = grid.shape[1]
+    repeats = value.is_cuda and torch.are_deterministic_algorithms_enabled()
     samples = []
     tokens = value.split([height * width for height, width in shapes], dim=1)
     for level, (height, width) in enumerate(shapes):
         maps = tokens[level].transpose(1, 2).reshape(value.shape[0] * num_heads, -1, height, width)
         points = grid[:, :, :, level].flatten(0, 1)
-        samples.append(F.grid_sample(maps, points, mode="bilinear", padding_mode="zeros", align_corners=False))
+        samples.append(sample_repeatably(maps, points) if repeats else
+                       F.grid_sample(maps, points, mode="bilinear", padding_mode="zeros", align_corners=False))
     return samples[0] if len(samples) == 1 else torch.cat(samples, dim=-1)
+
+
+def sample_repeatably(maps: Tensor, points: Tensor) -> Tensor:
+    """``F.grid_sample`` (bilinear, zeros outside) of maps (M, C, H, W) at points (M, N, P, 2) -> (M, C, N, P).
+
+    On CUDA grid_sample's backward adds up in an order that differs from run to run. `index_select`'s does not, if PyTorch has
+    been asked for deterministic algorithms.
+    """
+    num_maps, channels, height, width = maps.shape
+    rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    sizes = points.new_tensor((width, height))
+    places = (points + 1) * (sizes / 2) - 0.5
+    corner = places.detach().floor()
+    share = places - corner  # of the right and lower neighbours
+    first = torch.arange(0, len(rows), height * width, device=maps.device).view(-1, 1, 1)
+    total = 0
+    for offset in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        at = corner + corner.new_tensor(offset)
+        is_inside = ((at >= 0) & (at < sizes)).all(-1)
+        x, y = at.nan_to_num().clamp(min=0).minimum(sizes - 1).long().unbind(-1)
+        weight = torch.where(corner.new_tensor(offset) > 0, share, 1 - share).prod(-1) * is_inside
+        found = rows.index_select(0, (first + y * width + x).flatten()).view(*weight.shape, channels)
+        total = total + found * weight[..., None]
+    return total.permute(0, 3, 1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from rfdetr.models.exporting import is_exporting
+from rfdetr.models.exporting import cached, is_exporting
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -165,6 +164,6 @@ class _ScaledAdd(Function):
         return grad, grad_y.view(y.shape).to(y.dtype), grad_scale
 
 
-@functools.lru_cache
+@cached
 def _mean_and_variance(channels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.zeros(channels, dtype=dtype, device=device), torch.ones(channels, dtype=dtype, device=device)

@@ -41,7 +41,7 @@ from rfdetr.training.memory import accumulated, fit_batch_size
 from rfdetr.training.parsing import plain_dict
 from rfdetr.training.run_folder import RunFolderHook
 from rfdetr.training.standard_hooks import UserHook, Wish, build_hooks, build_writers, check_metrics, user_wishes
-from rfdetr.training.start import best_content, continue_average, make_model, read_start
+from rfdetr.training.start import best_content, compile_parts, continue_average, make_model, read_start
 from rfdetr.training.without_effect import warn_of_settings_without_effect
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ def build_trainer(
     optimizer = build_optimizer(config, model, optimizer)
     if criterion is None:
         criterion = build_criterion(data.architecture, config.loss, class_weights(config.loss, data))
+    if config.train.compile:
+        compile_parts(model, criterion, blocks_only=config.train.strategy == "fsdp")
     config = fit_batch_size(config, data, model, optimizer, criterion, device)
     train_loader = build_train_loader(config, data, device)
     val_loader = build_eval_loader(config.data, data.val_set, data.architecture, device)

@@ -79,13 +79,16 @@ def _ours(settings: Settings, device: torch.device) -> tuple[nn.Module, nn.Modul
     from rfdetr.build import build_criterion
     from rfdetr.training.assemble import build_optimizer
     from rfdetr.training.evaluation import config_of
-    from rfdetr.training.start import make_model
+    from rfdetr.training.start import compile_parts, make_model
 
     use_device(device)
     config = config_of({"args": {}}, settings["run"])
     architecture = config.model.architecture(settings["num_classes"])
     model = make_model(config, architecture, None, None).to(device)
-    return model, build_criterion(architecture, config.loss), build_optimizer(config, model)
+    criterion = build_criterion(architecture, config.loss)
+    if config.train.compile:
+        compile_parts(model, criterion, blocks_only=False)
+    return model, criterion, build_optimizer(config, model)
 
 
 def _published(settings: Settings, device: torch.device) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:

@@ -217,7 +217,7 @@ class TrainConfig:
     timeout_minutes: float = 30.0
     """With several processes: when one has not moved for so long, all say where they are and end."""
     compile: bool = False
-    """Compile the blocks of ViT and decoder (torch.compile): faster steps after some minutes of compiling."""
+    """Compile model and loss (torch.compile): faster steps after some minutes of compiling."""
     sync_bn: bool = False
     """Batch norms take their statistics over all processes; refused for a model that has none, as ours."""
     strategy: Literal["ddp", "fsdp"] = "ddp"

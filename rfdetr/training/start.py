@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_start(config: DetectorConfig) -> dict[str, Any] | None:
 
 
 def make_model(config: RunConfig, architecture: ModelConfig, start: dict[str, Any] | None, label_map: LabelMap) -> nn.Module:
-    """Make the model as it starts: its weights, what is frozen of it, what is compiled."""
+    """Make the model as it starts: its weights, what is frozen of it."""
     model = build_model(architecture, gradient_checkpointing=config.model.gradient_checkpointing)
     if start is not None:
         fit_head = config.model.resize_head or config.model.weights == "published"
@@ -61,13 +62,11 @@ def make_model(config: RunConfig, architecture: ModelConfig, start: dict[str, An
     if config.train.sync_bn:
         with bad_input("train."):
             model = sync_batch_norms(model)
-    if config.train.compile:
-        compile_blocks(model)
     return model
 
 
-def compile_blocks(model: RFDETR) -> None:
-    """Compile the repeated blocks, one by one: they share their code, so it is compiled once, and anew for other sizes.
+def compile_parts(model: nn.Module, criterion: nn.Module, *, blocks_only: bool) -> None:
+    """Compile what can be of model and loss, each part when it first runs, and anew for other sizes; say which parts.
 
     Nothing is left uncompiled without a word: code that cannot be compiled whole, and more variants of it than there is room
     for, are errors of `torch._dynamo.exc`.
@@ -77,8 +76,13 @@ def compile_blocks(model: RFDETR) -> None:
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # PyTorch 2.6
     setattr(dynamo, limit, 64)  # sizes, windowed and global blocks, training and evaluation, frozen blocks
     setattr(dynamo, f"fail_on_{limit}_hit".replace("cache_size", "cache"), True)
-    for block in model.blocks:
-        block.compile(fullgraph=True)
+    parts: Any = model
+    units: list[nn.Module] = [*(parts.blocks if blocks_only else getattr(parts, "compile_units", [model])),
+                              *getattr(criterion, "compile_units", [])]
+    for unit in units:
+        unit.compile(fullgraph=True)
+    logger.info("compiled: %s; all else of model and loss runs as it is", ", ".join(
+        f"{count} {name}" for name, count in Counter(type(unit).__name__ for unit in units).items()))
 
 
 def continue_average(hooks: Sequence[Hook], model: nn.Module, start: dict[str, Any], label_map: LabelMap) -> None:

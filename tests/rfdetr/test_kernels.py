@@ -51,5 +51,5 @@ def test_kernels_of_a_step(monkeypatch):
     step()
     with Count() as count:
         step()
-    assert len(count.names) <= 1081
+    assert len(count.names) <= 1069
     assert not WAITS & set(count.names)

@@ -101,8 +101,10 @@ def test_what_cannot_be_frozen_is_refused(build, patterns, message):
         build("--model.freeze", patterns)
 
 
-def test_blocks_are_compiled_on_request(build):
-    assert all(block._compiled_call_impl is not None for block in build("--train.compile", "true").unwrapped_model.blocks)
+def test_parts_are_compiled_on_request(build):
+    trainer = build("--train.compile", "true")
+    units = [*trainer.unwrapped_model.compile_units, *trainer.criterion.compile_units]
+    assert all(unit._compiled_call_impl is not None for unit in units)
     assert all(block._compiled_call_impl is None for block in build().unwrapped_model.blocks)
 
 

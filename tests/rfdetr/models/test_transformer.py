@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rfdetr.models.deformable_attention import DeformableAttention, Memory, SamplingFrame
+from rfdetr.models.deformable_attention import DeformableAttention, Memory, SamplingFrame, sample_repeatably
 from rfdetr.models.heads import BoxHead, class_head, decode_boxes
 from rfdetr.models.position_encoding import sine_box_embedding
 from rfdetr.models.two_stage import GroupHeads, make_proposals, select_tokens
@@ -157,3 +157,18 @@ def test_fresh_sampling_points_fan_out():
     for level in range(2):
         torch.testing.assert_close(bias[:, level, 0], first)
         torch.testing.assert_close(bias[:, level, 1], 2 * first)
+
+
+def test_sampling_that_repeats_on_cuda_equals_grid_sample_with_gradients():
+    torch.manual_seed(0)
+    maps = torch.randn(3, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    points = (torch.rand(3, 6, 2, 2, dtype=torch.float64) * 3 - 1.5).requires_grad_()  # a third of them outside
+    results = []
+    for sample in (sample_repeatably, lambda *x: F.grid_sample(*x, align_corners=False)):
+        samples = sample(maps, points)
+        results.append((samples, *torch.autograd.grad(samples.square().sum(), (maps, points))))
+    for repeated, plain in zip(*results):
+        torch.testing.assert_close(repeated, plain)
+    with torch.no_grad():
+        points[0, 0, 0] = math.nan  # a diverged model must not end in an index out of range
+        assert sample_repeatably(maps, points)[1:].isfinite().all()
