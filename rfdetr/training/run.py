@@ -28,7 +28,7 @@ from rfdetr.training.resume import (
     read_state,
     results_of_finished,
 )
-from rfdetr.training.run_folder import check_empty, make_folder
+from rfdetr.training.run_folder import check_empty, made
 from rfdetr.training.standard_hooks import UserHook
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,7 @@ def train(
         if (stopped := watch().board.get(STOPPED, lasting=True)) is not None:
             logger.warning("not started again by torchrun: %s", stopped)
             return {"status": "interrupted", "stop_reason": stopped}
-        together(partial(make_folder, folder))
-        with owned(folder):
+        with made(folder), owned(folder):
             resume, overwrite = _after_a_restart(folder, resume, overwrite)
             for attempt in range(MAX_ROLLBACKS + 1):
                 try:

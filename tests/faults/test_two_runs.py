@@ -131,8 +131,9 @@ def refused(rank: int, meeting: str, run, **arguments) -> None:
     try:
         train(run, **arguments)
     except InputError as error:
-        Path(run.train.output_dir).mkdir(parents=True, exist_ok=True)
-        Path(run.train.output_dir, f"said{rank}").write_text(str(error))
+        folder = Path(run.train.output_dir)
+        folder.mkdir(parents=True, exist_ok=(folder / "checkpoint.pth").exists())  # nothing has stayed
+        (folder / f"said{rank}").write_text(str(error))
 
 
 def two_processes(runs, port: int, **arguments) -> list[str]:
