@@ -153,6 +153,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "WORLD_SIZE"])
+def test_processes_that_do_not_know_of_each_other_are_refused(data, tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(InputError, match="^4 processes were started .* without torchrun.* srun --ntasks-per-node=1 torchrun"):
+        train(small.config(data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_node_without_the_checkpoint_stops_all_of_them(data, tmp_path):
     first = small.config(data, tmp_path / "first", **{"train.epochs": 1})
     train(first)
