@@ -106,7 +106,8 @@ def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: st
     loaders = {split: build_eval_loader(config.data, dataset, architecture, device)}
     if split == "val":
         loaders |= open_eval_sets(config, RunData(dataset, dataset, architecture), device)
-    metrics, tables = {}, {}
+    metrics: dict[str, float | None] = {}
+    tables = {}
     for name, loader in loaders.items():
         found, metric = _measure(model, config, architecture, name, loader, device=device)
         metrics |= finite_or_none(found)
@@ -148,8 +149,9 @@ def _measure(
     model: nn.Module, config: RunConfig, architecture: ModelConfig, name: str, loader: DetectionLoader, *,
     device: torch.device, after_batch: Callable | None = None,
 ) -> tuple[dict[str, float], DetectionMetrics]:
+    dataset: Any = loader.dataset
     metric = DetectionMetrics(
-        loader.dataset.label_map.names, iou_types=iou_types(architecture), max_dets=config.eval.max_dets,
+        dataset.label_map.names, iou_types=iou_types(architecture), max_dets=config.eval.max_dets,
         per_class=config.eval.per_class, with_coco_table=True,
     )
     found = run_evaluation({name: model.to(device)}, loader, build_postprocess(architecture), {name: metric}, device=device,
