@@ -42,7 +42,8 @@ class BestCheckpointHook(Hook):
         monitor_regular, monitor_ema: the metric of each model, see `hooks.monitor.direction`; values that are not finite are
             never best.
         skip_first_epochs: evaluations after so many epochs from the start do not count.
-        keep_top: so many of the best evaluations have a file each, of the better model: ``checkpoint_best_step_N.pth``.
+        keep_top: so many of the best evaluations have a file each, of the better model: ``checkpoint_best_step_N.pth``. A resumed
+            run that keeps fewer deletes the others; one that keeps none, or follows another metric, leaves them all.
 
     Attributes:
         best_steps: (score, step) of each of those, the best first.
@@ -78,6 +79,8 @@ class BestCheckpointHook(Hook):
         if self._is_resumed and is_main_process():
             for name in self.best:
                 self._check_file(trainer, name)
+        if self._is_resumed and self.keep_top:
+            self._drop_others(trainer)
         self._is_resumed = False
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -154,10 +157,13 @@ class BestCheckpointHook(Hook):
         model = max(scores, key=scores.__getitem__)
         entry = (scores[model], trainer.step)
         others = [other for other in self.best_steps if other[1] != trainer.step]
-        ranked = sorted([*others, entry], key=lambda entry: -entry[0])
-        self.best_steps, dropped = ranked[: self.keep_top], ranked[self.keep_top :]
-        if entry in self.best_steps:
+        self.best_steps = sorted([*others, entry], key=lambda entry: -entry[0])
+        if entry in self.best_steps[: self.keep_top]:
             self._save(trainer, f"step_{trainer.step}", model, metrics)
+        self._drop_others(trainer)
+
+    def _drop_others(self, trainer: Trainer) -> None:
+        self.best_steps, dropped = self.best_steps[: self.keep_top], self.best_steps[self.keep_top :]
         for _, step in dropped if is_main_process() else ():
             self._unsaved.pop(f"step_{step}", None)
             best_path(trainer, f"step_{step}").unlink(missing_ok=True)

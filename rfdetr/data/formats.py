@@ -76,8 +76,9 @@ def detect_format(dataset_dir: str | Path, format: str = "auto") -> str:
         if not FORMATS[format].find(folder):
             raise InputError(f"{folder}: says nothing of a data set; expected {FORMATS[format].looks_like}")
     elif not folder.is_dir():
-        what = "is a file, not a folder" if folder.exists() else "there is no such folder"
-        raise InputError(f"{folder}: {what}; data.dataset_dir must be the folder of the data set")
+        looked = "" if folder.is_absolute() else f", looked for from {Path.cwd()}"
+        what = "is a file, not a folder" if folder.exists() else f"there is no such folder{looked}"
+        raise InputError(f"{folder}: {what}; pass where the data set is now (--data.dataset_dir, or --eval.sets, {{}} for none)")
     names = [format] if format != "auto" else [name for name in FORMATS if name not in BY_LOOKING]
     found = [name for name in names if FORMATS[name].find(folder)]
     looked = look(folder) if not found and "coco" in names and not is_address(dataset_dir) else []
@@ -137,7 +138,8 @@ def read_split(
         raise InputError(f"data.val_fraction: {val_fraction} is not possible; it must be between 0 and 1")
     found_format, found = _find_splits(dataset_dir, format, paths)
     if split not in found:
-        raise InputError(f"{dataset_dir}: has no {split} split (found: {', '.join(found)}); expected {found_format.looks_like}")
+        shown = ", ".join(_shown(name, found_format.folders(one), _place(dataset_dir)) for name, one in found.items())
+        raise InputError(f"{dataset_dir}: has no {split} split (found: {shown}); expected {found_format.looks_like}")
     collected = Findings() if findings is None else findings
     collected.split = split
     options = {"val_fraction": val_fraction} if hasattr(found[split], "part") else {}
@@ -149,6 +151,12 @@ def read_split(
     if findings is None:
         collected.refuse_errors(raw.source)
     return raw
+
+
+def _shown(split: str, folders: Iterable[Path], root: Path | str) -> str:
+    """Name a split, and the folders that it is in where they are called otherwise."""
+    names = [path.relative_to(root).as_posix() for path in folders if path != root and path.is_relative_to(root)]
+    return f"{split} in {', '.join(names)}" if set(names) - {split} else split
 
 
 def _find_splits(dataset_dir: str | Path, format: str, paths: Paths | None) -> tuple[Format, dict[str, Any]]:

@@ -20,6 +20,7 @@ from rfdetr.datacheck.dataset_check import DatasetCheck
 from rfdetr.datacheck.split_check import SplitCheck
 from rfdetr.datacheck.statistics import MEDIUM_SIDE, SMALL_SIDE
 from rfdetr.errors import InputError
+from rfdetr.plots.colors import class_color, text_color
 from rfdetr.plots.pictures import display_size, draw_detections
 
 COLUMNS = 4
@@ -71,17 +72,22 @@ def _draw_classes(check: DatasetCheck, axes: Axes) -> None:
     names = sorted(counts.get("train", {}), key=lambda name: -counts["train"][name])
     more = f", the first {MAX_CLASSES} of {len(names)}" if len(names) > MAX_CLASSES else ""
     names = names[:MAX_CLASSES]
+    colors = {split.category_names[id_]: class_color(label) for split in reversed(check.splits.values())
+              for label, id_ in enumerate(_ids_by_label(split))}
     places, width = np.arange(len(names)), 0.8 / max(1, len(counts))
     for offset, (split, of_class) in enumerate(counts.items()):
         axes.bar(places + offset * width, [of_class[name] for name in names], width, label=split, color=COLOURS[split])
     axes.set_xticks(places + 0.4 - width / 2, [name[:16] for name in names], rotation=0 if len(names) <= 4 else 90,
                     fontsize=9 if len(names) <= 12 else 6)
+    for tick, name in zip(axes.get_xticklabels(), names):  # the legend of the pictures
+        plate, letters = ("#{:02x}{:02x}{:02x}".format(*color) for color in (colors[name], text_color(colors[name])))
+        tick.set(color=letters, bbox={"facecolor": plate, "edgecolor": "none", "pad": 1.5})
     largest = max((count for of_class in counts.values() for count in of_class.values()), default=0)
     smallest = min((count for of_class in counts.values() for count in of_class.values() if count), default=1)
     if largest > 50 * smallest:
         axes.set_yscale("log")
     axes.margins(y=0.15)  # room for the legend
-    axes.set_title(f"boxes of each class{more}", fontsize=10)
+    axes.set_title(f"boxes of each class{more}; names in the colours of the pictures", fontsize=10)
     if counts:
         axes.legend(fontsize=8, frameon=False)
 

@@ -120,9 +120,10 @@ def _box(box: np.ndarray, label: int, names: Sequence[str], score: float, kind: 
     height, width = picture.size
     x0, y0, x1, y1 = (round(float(value), 1) for value in np.clip(np.nan_to_num(box), 0, [width, height, width, height]))
     is_wrong, score = kind in KINDS, round(float(max(score, -1)), 3)
-    text = f"{_name(names, label)}{f' {score:.2f}' if score >= 0 and kind not in ('object', 'crowd') else ''}, {kind}"
-    shape = tag("rect", tag("title", text), x=x0, y=y0, width=max(x1 - x0, 0.5), height=max(y1 - y0, 0.5), stroke=_color(label))
-    note = tag("text", f"{kind} {score:.2f}", x=min(x0, round(0.6 * width)), y=max(y0, round(width / 28))) if is_wrong else None
+    text = f"{_name(names, label)}{f' {score:.2f}' if score >= 0 and kind not in ('object', 'crowd') else ''}"
+    shape = tag("rect", tag("title", f"{text}, {kind}"), x=x0, y=y0, width=max(x1 - x0, 0.5), height=max(y1 - y0, 0.5),
+                stroke=_color(label))
+    note = tag("text", f"{text}, {kind}" if is_wrong else text, x=x0, y=max(y0, round(width / 28)))  # where page.js finds room
     return tag("g", shape, note, class_="wrong" if is_wrong else kind, data_kind=kind, data_score=score)
 
 

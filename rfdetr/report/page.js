@@ -24,6 +24,27 @@ for (const button of document.querySelectorAll("table.sortable thead button"))
 const number = value => value.toLocaleString("en-US");
 const ratio = (part, whole) => whole > 0 ? (part / whole).toFixed(3) : "-";
 
+/* Labels where there is room: what is wrong or missed first, then the higher scores; none on another, all on a fifth at most. */
+const MAX_COVERED = 0.2, places = new Map();
+function label(svg) {
+  const { width, height } = svg.viewBox.baseVal, taken = [];
+  const rank = text => text.parentNode.matches(".wrong, .missed") * 2 + Number(text.parentNode.dataset.score);
+  let room = MAX_COVERED * width * height;
+  for (const text of [...svg.querySelectorAll("text")].sort((a, b) => rank(b) - rank(a))) {
+    const place = places.get(text);
+    const fits = !text.parentNode.classList.contains("below") && place.width * place.height <= room && taken.every(other =>
+      place.x >= other.x + other.width || other.x >= place.x + place.width
+      || place.y >= other.y + other.height || other.y >= place.y + place.height);
+    text.classList.toggle("hidden", !fits);
+    if (fits) taken.push(place), room -= place.width * place.height;
+  }
+}
+for (const text of document.querySelectorAll(".pair text")) {  // while all of them are shown
+  const right = text.ownerSVGElement.viewBox.baseVal.width - text.getBBox().width;
+  text.setAttribute("x", Math.max(0, Math.min(text.getAttribute("x"), right)));
+  places.set(text, text.getBBox());
+}
+
 function follow(part) {
   const slider = part.querySelector("input[type=range]");
   const data = JSON.parse(part.querySelector("script[type='application/json']").textContent);
@@ -58,7 +79,7 @@ function follow(part) {
       const kinds = Object.entries(wrong).map(([kind, count]) => `${count} ${kind}`);
       figure.querySelector(".verdict").textContent = " " + [
         `${shown(".right:not(.below)").length} right`, ...kinds, `${shown(".missed").length} not found`].join(", ");
-      figure.classList.toggle("crowded", shown(".wrong:not(.below)").length > 5);
+      for (const svg of shown("svg")) label(svg);
     }
   }
   const key = `threshold ${part.dataset.run}`;

@@ -140,11 +140,10 @@ def _data(run: Run) -> list[Html]:
     if not data:
         return [tag("p", "Nothing is known of the data: the run has no check of it (older runs, and data sets of one's own).")]
     splits = data["splits"]
-    rows = [[name, *(number(numbers[key]) for key in ("images", "background_images", "boxes", "crowds")),
-             *(f"{numbers['box_sizes'][size]:.1%}" for size in ("tiny", *SIZES)),
-             f"{numbers['median_objects']:g}, {numbers['max_objects']}"]
-            for name, numbers in splits.items()]
-    heads = ["split", "images", "without objects", "objects", "crowds", "tiny <8", "small <32", "medium", "large >96",
+    columns = [[*(number(numbers[key]) for key in ("images", "background_images", "boxes", "crowds")),
+                *(f"{numbers['box_sizes'][size]:.1%}" for size in ("tiny", *SIZES)),
+                f"{numbers['median_objects']:g}, {numbers['max_objects']}"] for numbers in splits.values()]
+    names = ["images", "without objects", "objects", "crowds", "tiny <8", "small <32", "medium", "large >96",
              "an image, median and most"]
     classes = list(dict.fromkeys(name for numbers in splits.values() for name in numbers["class_counts"]))
     findings = [tag("li", tag("b", found["severity"], class_=found["severity"]), f" {found['split']}: {found['count']} ",
@@ -152,7 +151,7 @@ def _data(run: Run) -> list[Html]:
     return [
         tag("p", f"{data['dataset_dir']}, format {data['format']}; sizes at the model's input, {data['input_size'][1]} x "
                  f"{data['input_size'][0]} pixels"),
-        table(heads, rows, caption="What the splits hold"),
+        table(["", *splits], list(zip(names, *columns)), caption="What the splits hold"),
         tag("details", tag("summary", f"Objects of each class ({len(classes)})"),
             table(["class", *splits], [[name, *(number(numbers["class_counts"].get(name)) for numbers in splits.values())]
                                        for name in classes], caption="Objects of each class", sortable=True)),

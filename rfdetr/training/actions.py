@@ -65,7 +65,8 @@ def validate(
     with process_group(choose_device(config), config.train.timeout_minutes):
         content = evaluate_checkpoint(checkpoint, config, split, use_ema=use_ema)
         if is_main_process():
-            sys.stdout.write(printable(evaluation_tables(content, split, config.eval.max_dets)) + "\n")
+            for name, tables in {split: content, **content.get("sets", {})}.items():
+                sys.stdout.write(printable(evaluation_tables(content["metrics"], tables, name, config.eval.max_dets)) + "\n")
             if output is not None:
                 write_json(Path(output), {"checkpoint": path, "split": split, **content})
     return ExitCode.DONE

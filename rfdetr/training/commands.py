@@ -21,21 +21,28 @@ from rfdetr.training.benchmark import ROWS, Side, check_rows
 from rfdetr.training.command_line import ExitCode, run_tool
 from rfdetr.training.config import RunConfig
 from rfdetr.training.installation import check_installation
-from rfdetr.training.parsing import check_words, make_config, make_parser, parse, parse_over
+from rfdetr.training.parsing import check_words, make_config, make_parser, nearest, parse, parse_over
+from rfdetr.training.sections import DataConfig
 
 CHECKPOINT_FLAGS = ("--checkpoint", "--ckpt_path")
+PLACE = ("dataset_dir", "format", "splits", "val_fraction", "allow_outside")  # settings of data that say what a data set is
+SELECTION = ("classes", "single_class", "fraction")  # and what of it is trained on
 MIN_OPSET, MAX_OPSET = 18, 20  # that PyTorch's exporters write, from 2.6 on
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the first word names, and exit with its code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    command = COMMANDS.get(words[0]) if words else None
-    if command is None:
-        is_help = bool(words) and words[0] in ("-h", "--help")
-        (sys.stdout if is_help else sys.stderr).write(f"{_usage()}\n")
-        sys.exit(ExitCode.DONE if is_help else ExitCode.BAD_INPUT)
-    run_tool(lambda: command(words[1:]))
+    if not words or words[0] in ("-h", "--help"):
+        (sys.stdout if words else sys.stderr).write(f"{_usage()}\n")
+        sys.exit(ExitCode.DONE if words else ExitCode.BAD_INPUT)
+    run_tool(lambda: _command(words[0])(words[1:]))
+
+
+def _command(name: str) -> Callable[[Sequence[str]], Any]:
+    if name not in COMMANDS:
+        raise InputError(f"{name}: there is no such command{nearest(name, list(COMMANDS))}")
+    return COMMANDS[name]
 
 
 def _usage() -> str:
@@ -190,6 +197,17 @@ def _data_config(parser: ArgumentParser, arguments: Namespace) -> RunConfig:
         config.data, **{name: arguments[name] for name in ("dataset_dir", "format") if name in arguments}))
 
 
+def _whole_data(parser: ArgumentParser, arguments: Namespace, argv: Sequence[str]) -> DataConfig:
+    """Return where the data set is that a command writes anew, all of it; settings that would change nothing are refused."""
+    data = _data_config(parser, arguments).data
+    flags = [word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--")]
+    idle = [flag for flag in flags if "." in flag and flag.removeprefix("data.").removesuffix("+") not in (*PLACE, *SELECTION)]
+    if idle := idle or [f"data.{name}" for name in SELECTION if getattr(data, name) != getattr(DataConfig, name)]:
+        raise InputError(f"--{idle[0]}: changes nothing here, since a data set is written whole and as it is; leave it out, and "
+                         "give it when you train on what was written")
+    return data
+
+
 def pack(argv: Sequence[str] | None = None) -> ExitCode:
     """Pack a data set into tar shards in WebDataset's layout."""
     parser, argv = _data_parser(pack), _words(argv)
@@ -200,7 +218,7 @@ def pack(argv: Sequence[str] | None = None) -> ExitCode:
         raise InputError(f"--shard_mb {arguments.shard_mb}: it must be 1 or more")
     if "output" not in arguments:
         raise InputError("--output: is missing; see --help")
-    return _actions().pack(_data_config(parser, arguments).data, Path(arguments.output), shard_mb=arguments.shard_mb)
+    return _actions().pack(_whole_data(parser, arguments, argv), Path(arguments.output), shard_mb=arguments.shard_mb)
 
 
 def convert(argv: Sequence[str] | None = None) -> ExitCode:
@@ -214,7 +232,7 @@ def convert(argv: Sequence[str] | None = None) -> ExitCode:
     for name in ("to", "output"):
         if name not in arguments:
             raise InputError(f"--{name}: is missing; see --help")
-    return _actions().convert(_data_config(parser, arguments).data, arguments)
+    return _actions().convert(_whole_data(parser, arguments, argv), arguments)
 
 
 def benchmark(argv: Sequence[str] | None = None) -> ExitCode:

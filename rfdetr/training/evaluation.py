@@ -17,7 +17,7 @@ from engine.distributed import process_group
 from rfdetr.box_ops import cxcywh_to_xyxy
 from rfdetr.build import build_postprocess
 from rfdetr.config import ModelConfig
-from rfdetr.data import LabelMap
+from rfdetr.data import DetectionLoader, LabelMap
 from rfdetr.data.shards import is_address
 from rfdetr.errors import InputError
 from rfdetr.evaluation import DetectionMetrics, f1_sweep
@@ -25,7 +25,7 @@ from rfdetr.export.exported import ExportedModel
 from rfdetr.trained import make_model, read_trained
 from rfdetr.training.command_line import shown_log
 from rfdetr.training.config import RunConfig
-from rfdetr.training.data import build_eval_loader, open_split
+from rfdetr.training.data import RunData, build_eval_loader, open_eval_sets, open_split
 from rfdetr.training.device import choose_device
 from rfdetr.training.parsing import make_config, make_parser, parse_over, plain_errors
 
@@ -44,7 +44,8 @@ def evaluate(
         settings: go over those of the checkpoint: ``data={"dataset_dir": "..."}``, ``model={"resolution": 512}``, ...
 
     Returns:
-        dict with `metrics` under the names of training (``val/mAP_50_95``), `coco`: COCO's twelve numbers, and `per_class`.
+        dict with `metrics` under the names of training (``val/mAP_50_95``), `coco`: COCO's twelve numbers, and `per_class`; with
+        the val split `sets`: the last two of each of eval.sets, whose metrics are beside the others (``night/mAP_50_95``).
 
     Raises:
         InputError: the checkpoint or the data are not what they should be.
@@ -70,15 +71,20 @@ def trusted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Data at an address, or outside of their folder, have to be named by the user.
     """
     settings = dict(settings) if isinstance(settings, Mapping) else {}
-    data = dict(settings["data"]) if isinstance(settings.get("data"), Mapping) else {}
+    data, own = (dict(settings[name]) if isinstance(settings.get(name), Mapping) else {} for name in ("data", "eval"))
     data.pop("augment", None)  # may name classes
     if data.get("format") == "shapes":  # would be drawn where they are missing
         data["format"] = "auto"
-    for name, is_foreign in (("dataset_dir", is_address), ("splits", _leads_outside)):
-        if data.get(name) is not None and is_foreign(data[name]):
-            logger.warning("data.%s: %s is not taken from a checkpoint; if it is right, give it yourself: --data.%s", name,
-                           data.pop(name), name)
-    return {**settings, "data": data}
+    for section, values, name, is_foreign in (("data", data, "dataset_dir", is_address), ("data", data, "splits", _leads_outside),
+                                              ("eval", own, "sets", _has_address)):
+        if values.get(name) is not None and is_foreign(values[name]):
+            logger.warning("%s.%s: %s is not taken from a checkpoint; if it is right, give it yourself: --%s.%s", section, name,
+                           values.pop(name), section, name)
+    return {**settings, "data": data, "eval": own}
+
+
+def _has_address(sets: Any) -> bool:
+    return isinstance(sets, Mapping) and any(map(is_address, sets.values()))
 
 
 def _leads_outside(splits: Any) -> bool:
@@ -96,8 +102,17 @@ def evaluate_checkpoint(checkpoint: dict[str, Any], config: RunConfig, split: st
             raise InputError(f"model.resolution: an exported file takes {architecture.input_size} and nothing else; leave it out")
         architecture = resized
     device = choose_device(config)
-    metrics, metric = evaluate_split(model, config, architecture, label_map, split, device=device)
-    return {"metrics": finite_or_none(metrics), "coco": metric.coco.coco_table(), "per_class": per_class(metric)}
+    dataset: Any = open_split(config.data, architecture, split, label_map)
+    loaders = {split: build_eval_loader(config.data, dataset, architecture, device)}
+    if split == "val":
+        loaders |= open_eval_sets(config, RunData(dataset, dataset, architecture), device)
+    metrics: dict[str, float | None] = {}
+    tables = {}
+    for name, loader in loaders.items():
+        found, metric = _measure(model, config, architecture, name, loader, device=device)
+        metrics |= finite_or_none(found)
+        tables[name] = {"coco": metric.coco.coco_table(), "per_class": per_class(metric)}
+    return {"metrics": metrics, **tables.pop(split), **({"sets": tables} if tables else {})}
 
 
 def as_trained_on(targets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,15 +141,22 @@ def evaluate_split(
     Returns:
         the metrics under the names of training, such as ``test/mAP_50_95``, and the metric object, which knows more.
     """
-    dataset: Any = open_split(config.data, architecture, split, label_map)
-    loader = build_eval_loader(config.data, dataset, architecture, device)
+    loader = build_eval_loader(config.data, open_split(config.data, architecture, split, label_map), architecture, device)
+    return _measure(model, config, architecture, split, loader, device=device, after_batch=after_batch)
+
+
+def _measure(
+    model: nn.Module, config: RunConfig, architecture: ModelConfig, name: str, loader: DetectionLoader, *,
+    device: torch.device, after_batch: Callable | None = None,
+) -> tuple[dict[str, float], DetectionMetrics]:
+    dataset: Any = loader.dataset
     metric = DetectionMetrics(
         dataset.label_map.names, iou_types=iou_types(architecture), max_dets=config.eval.max_dets,
         per_class=config.eval.per_class, with_coco_table=True,
     )
-    found = run_evaluation({split: model.to(device)}, loader, build_postprocess(architecture), {split: metric}, device=device,
+    found = run_evaluation({name: model.to(device)}, loader, build_postprocess(architecture), {name: metric}, device=device,
                            precision=config.eval.precision, after_batch=after_batch)
-    return {f"{split}/{name}": value for name, value in found[split].items()}, metric
+    return {f"{name}/{key}": value for key, value in found[name].items()}, metric
 
 
 def per_class(metric: DetectionMetrics) -> dict[str, dict[str, float]]:

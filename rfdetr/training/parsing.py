@@ -172,7 +172,7 @@ def check_flags(parser: ArgumentParser, argv: Sequence[str]) -> None:
     for word in argv:
         flag = word.split("=")[0].removeprefix("--").removesuffix("+")
         if word.startswith("--") and flag not in known:
-            raise InputError(f"--{flag}: there is no such option{_nearest(flag, known, prefix='--')}")
+            raise InputError(f"--{flag}: there is no such option{nearest(flag, known, prefix='--')}")
 
 
 def check_config_file(run_class: type, path: Path) -> None:
@@ -217,14 +217,14 @@ def check_keys(run_class: type, content: dict[str, Any], where: str) -> None:
     every_key = [f"{name}.{field.name}" for name, section in sections.items() for field in fields(section)]
     for name, values in content.items():
         if name not in sections and name != "hooks":
-            raise InputError(f"{where}: {name}: there is no such section{_nearest(str(name), [*sections, 'hooks', *every_key])}")
+            raise InputError(f"{where}: {name}: there is no such section{nearest(str(name), [*sections, 'hooks', *every_key])}")
         if name == "hooks":
             continue
         if not isinstance(values, dict):
             raise InputError(f"{where}: {name}: has to hold keys and values, it holds {values!r}")
         for key in values:
             if f"{name}.{key}" not in every_key:
-                raise InputError(f"{where}: {name}.{key}: there is no such key{_nearest(f'{name}.{key}', every_key)}")
+                raise InputError(f"{where}: {name}.{key}: there is no such key{nearest(f'{name}.{key}', every_key)}")
 
 
 def _add_to_import_path(folder: str) -> None:
@@ -232,7 +232,7 @@ def _add_to_import_path(folder: str) -> None:
         sys.path.append(folder)
 
 
-def _nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     """Return a hint: the same key in another section, or else the most similar spelling."""
     last = name.rsplit(".", 1)[-1]
     elsewhere = [other for other in known if other.rsplit(".", 1)[-1] == last]

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import Trainer
-from engine.distributed import process_group, world_size
+from engine.distributed import is_distributed, process_group, world_size
 from engine.watch import restart_count, watch
 from rfdetr.errors import InputError
 from rfdetr.training.assemble import build_trainer
@@ -28,7 +29,7 @@ from rfdetr.training.resume import (
     read_state,
     results_of_finished,
 )
-from rfdetr.training.run_folder import check_empty, make_folder
+from rfdetr.training.run_folder import check_empty, made
 from rfdetr.training.standard_hooks import UserHook
 
 logger = logging.getLogger(__name__)
@@ -63,13 +64,13 @@ def train(
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other: go on with the run that is there, or replace it")
+    _refuse_lone_tasks()
     folder = Path(config.train.output_dir)
     with shown_log(), process_group(choose_device(config), config.train.timeout_minutes):
         if (stopped := watch().board.get(STOPPED, lasting=True)) is not None:
             logger.warning("not started again by torchrun: %s", stopped)
             return {"status": "interrupted", "stop_reason": stopped}
-        together(partial(make_folder, folder))
-        with owned(folder):
+        with made(folder), owned(folder):
             resume, overwrite = _after_a_restart(folder, resume, overwrite)
             for attempt in range(MAX_ROLLBACKS + 1):
                 try:
@@ -82,6 +83,15 @@ def train(
                                    error, attempt + 1, MAX_ROLLBACKS)
                 gc.collect()  # the loader's processes and the model of the failed attempt
                 resume, overwrite = "auto", False
+
+
+def _refuse_lone_tasks() -> None:
+    """Refuse to be one of several processes that do not know of each other: each would train alone, in the same folder."""
+    tasks = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    if tasks > 1 and "RANK" not in os.environ and not is_distributed():
+        raise InputError(f"{tasks} processes were started (by srun, say) without torchrun, so none knows of the others and each "
+                         "would train alone; start one task a node, and in it torchrun: srun --ntasks-per-node=1 torchrun "
+                         "--nnodes=... --nproc_per_node=... (for runs of their own: unset SLURM_STEP_NUM_TASKS WORLD_SIZE)")
 
 
 def _train(config: RunConfig, hooks: Sequence[UserHook], *, resume: str | None, overwrite: bool, **parts: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The folder of a run: what may be overwritten, and the files written before training starts."""
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from engine import Hook, Trainer
-from engine.distributed import is_main_process
+from engine.distributed import barrier, is_main_process
 from rfdetr.errors import InputError
 from rfdetr.files import replacing_file, write_json
 from rfdetr.report.read import DETECTIONS, FACTS, LABEL_MAP, METRICS, REPORT, RESULTS, SETTINGS
@@ -49,7 +49,7 @@ class RunFolderHook(Hook):
     def before_train(self, trainer: Trainer) -> None:
         folder = trainer.output_dir
         if not self.is_owned:
-            together(partial(make_folder, folder))
+            self._ownership.enter_context(made(folder))
             self._ownership.enter_context(owned(folder))
         if not self.resumed and not self.overwrite:
             together(partial(check_empty, folder))
@@ -82,12 +82,25 @@ class RunFolderHook(Hook):
         self.resumed = True
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder where it is missing.
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make the folder where it is missing, and take it away afterwards, should it still be empty. Collective.
 
     Raises:
         InputError: it cannot be used; says why, and what to do.
     """
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    barrier()  # before anybody makes them
+    together(partial(_make, folder))
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # something is in it
+            for path in missing:
+                path.rmdir()
+
+
+def _make(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"train.output_dir: {folder} is a file, not a folder")
     try:

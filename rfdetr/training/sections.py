@@ -207,7 +207,8 @@ class TrainConfig:
     keep_every_epochs: int = 0
     """Also keep the checkpoint after every so many epochs, as checkpoint_epoch_N.pth; 0: none."""
     keep_top: int = 0
-    """Keep the weights of so many best evaluations, as checkpoint_best_step_N.pth, and use their mean if it is better; 0: off."""
+    """Keep the weights of so many best evaluations, as checkpoint_best_step_N.pth, and use their mean if it is better; 0: off.
+    A resumed run that keeps fewer deletes the others; with 0, or another eval.monitor, those that are there stay."""
     max_bad_steps: int = 20
     """Updates in a row with non-finite gradients (each is skipped) after which the run stops."""
     on_bad_steps: Literal["stop", "rollback"] = "stop"

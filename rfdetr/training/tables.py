@@ -21,14 +21,14 @@ ROWS = (  # of COCO's table: title, name of the metric, IoU, area
 )
 
 
-def evaluation_tables(content: Mapping[str, Any], split: str, max_dets: int) -> str:
-    """Return COCO's twelve numbers, the run's own numbers, and a row for each class."""
-    metrics, coco = content["metrics"], content["coco"]
+def evaluation_tables(metrics: Mapping[str, Any], tables: Mapping[str, Any], split: str, max_dets: int) -> str:
+    """Return COCO's twelve numbers of a split or a set, the run's own numbers, and a row for each class."""
+    coco, what_it_is = tables["coco"], f"{split} split" if split in ("val", "test") else f"set {split}"
     lines = []
     for prefix, what in (("", "boxes"), ("segm_", "masks")):
         if f"{prefix}mAP_50_95" not in coco:
             continue
-        lines.append(f"\n{split} split, {what}, COCO's numbers (at most {COCO_MAX_DETS} detections)")
+        lines.append(f"\n{what_it_is}, {what}, COCO's numbers (at most {COCO_MAX_DETS} detections)")
         for title, name, iou, area in ROWS:
             detections = {"mAR_1": 1, "mAR_10": 10}.get(name, COCO_MAX_DETS)
             lines.append(f"  {title:<18} IoU {iou:<9}  area {area:<6}  detections {detections:>3}  {coco[prefix + name]:.4f}")
@@ -36,7 +36,7 @@ def evaluation_tables(content: Mapping[str, Any], split: str, max_dets: int) -> 
                      f"mAP_50 {metrics[f'{split}/{prefix}mAP_50']:.6f}")
     best = ", ".join(f"{name} {metrics[f'{split}/{name}']:.4f}" for name in ("F1", "precision", "recall"))
     lines.append(f"\nbest {best} at confidence {metrics[f'{split}/F1_threshold']:.2f}")
-    return "\n".join(lines + _class_table(content["per_class"]))
+    return "\n".join(lines + _class_table(tables["per_class"]))
 
 
 def _class_table(classes: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -131,8 +131,9 @@ def refused(rank: int, meeting: str, run, **arguments) -> None:
     try:
         train(run, **arguments)
     except InputError as error:
-        Path(run.train.output_dir).mkdir(parents=True, exist_ok=True)
-        Path(run.train.output_dir, f"said{rank}").write_text(str(error))
+        folder = Path(run.train.output_dir)
+        folder.mkdir(parents=True, exist_ok=(folder / "checkpoint.pth").exists())  # nothing has stayed
+        (folder / f"said{rank}").write_text(str(error))
 
 
 def two_processes(runs, port: int, **arguments) -> list[str]:
@@ -150,6 +151,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "WORLD_SIZE"])
+def test_processes_that_do_not_know_of_each_other_are_refused(data, tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    with pytest.raises(InputError, match="^4 processes were started .* without torchrun.* srun --ntasks-per-node=1 torchrun"):
+        train(small.config(data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_node_without_the_checkpoint_stops_all_of_them(data, tmp_path):

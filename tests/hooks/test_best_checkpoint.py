@@ -188,3 +188,9 @@ def test_the_best_evaluations_have_a_file_each(tmp_path):
     other = BestCheckpointHook(keep_top=2, monitor_regular="val/F1")
     other.load_state_dict(hook.state_dict())
     assert other.best_steps == []
+    state, paths = through_a_file(again.state_dict()), again.kept_files(trainer)
+    for keep_top, left in ((0, 2), (2, 1)):  # that of step 20 is deleted above
+        fewer = BestCheckpointHook(keep_top=keep_top)
+        fewer.load_state_dict(state)
+        fewer.before_train(trainer)
+        assert len(fewer.best_steps) == (keep_top or 3) and [path.exists() for path in paths] == [True, left == 2]

@@ -89,6 +89,18 @@ def test_wrong_arguments(dataset_dir, tmp_path):
         pack(tmp_path / "nowhere", tmp_path / "shards")
 
 
+def test_what_would_change_nothing_is_refused(dataset_dir, tmp_path):
+    for flag in ('--data.classes=["dark"]', "--data.fraction=0.5", "--data.batch_size=2", "--train.epochs=2"):
+        with pytest.raises(InputError, match=f"^{flag.split('=')[0]}: changes nothing here"):
+            pack(dataset_dir, tmp_path / "shards", flag)
+    (tmp_path / "run.yaml").write_text("data: {batch_size: 2, fraction: 0.5}\ntrain: {epochs: 2}\n")
+    with pytest.raises(InputError, match="^--data.fraction: changes nothing here"):
+        pack(dataset_dir, tmp_path / "shards", "--cfg", str(tmp_path / "run.yaml"))
+    with pytest.raises(InputError, match="^--data.fraction: changes nothing here"):
+        commands.convert([f"--dataset_dir={dataset_dir}", "--to=yolo", f"--output={tmp_path / 'yolo'}", "--data.fraction=0.5"])
+    assert pack(dataset_dir, tmp_path / "shards", "--cfg", str(tmp_path / "run.yaml"), "--data.fraction", "1") == 0
+
+
 def test_the_options_of_the_data_are_the_run_s(write_split, tmp_path, capsys):
     """One undivided file, whose share of val and whose picture in another folder are chosen by a configuration."""
     write_split(tmp_path / "data", 12)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_coco_layout(write_coco, coco_content, images_below):
     folder = write_coco(images_below, train2017=coco_content(), val2017=coco_content(3))
     assert detect_format(folder) == "coco" and available_splits(folder) == ("train", "val")
     assert open_train(folder)[2][1]["image_id"].tolist() == [12]
-    with pytest.raises(InputError, match=r"has no test split \(found: train, val\)"):
+    with pytest.raises(InputError, match=r"has no test split \(found: train in .*train2017, val in .*val2017\)"):
         open_dataset(folder, "test", training=False, **SIZE)
 
 
@@ -192,9 +193,13 @@ def test_other_encodings_of_json_are_read(write_roboflow, coco_content, encoding
     assert open_train(folder).num_boxes == 6
 
 
-def test_missing_folders_are_named(write_coco, coco_content, tmp_path):
-    with pytest.raises(InputError, match="nowhere: there is no such folder; data.dataset_dir"):
+def test_missing_folders_are_named(write_coco, coco_content, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"nowhere: there is no such folder; pass .* \(--data\.dataset_dir, or"):
         open_train(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    place = re.escape(str(tmp_path))
+    with pytest.raises(InputError, match=rf"^data/nowhere: there is no such folder, looked for from {place}; pass where"):
+        open_train("data/nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no data set found. Expected coco: .*; or roboflow: .*The folder holds: nothing"):
         open_train(tmp_path / "empty")

@@ -132,13 +132,24 @@ def test_it_is_served_to_this_machine_and_made_anew(make_run, images):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 def test_a_browser_moves_the_threshold_to_the_same_numbers(make_run, images, parse, tmp_path):
-    """The script writes all counts anew when the page is loaded: those of Python have to be the same."""
+    """The script writes all counts anew when the page is loaded: those of Python have to be the same.
+
+    It shows the labels that have room, and the classes fit a narrow window.
+    """
     path = write_report([make_run("run", images=images)], defaults=DEFAULTS)
+    made = path.read_text()
+    path.write_text(made + "<script>const table = document.querySelector('.evaluated .scroll');"
+                    "document.title = `${table.scrollWidth} of ${table.clientWidth}`</script>")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                "--disable-sync", "--disable-component-update", f"--user-data-dir={tmp_path / 'browser'}",
-               "--virtual-time-budget=2000", "--dump-dom"]
+               "--virtual-time-budget=2000", "--window-size=390,900", "--dump-dom"]
     done = subprocess.run([CHROMIUM, *options, path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    made, shown = path.read_text(), done.stdout
+    shown = done.stdout
+    width, _, room = re.search("<title>(.*)</title>", shown)[1].partition(" of ")
+    assert int(width) <= int(room) < 500
+    labels = re.findall(r'</rect><text x="[^"]*" y="[^"]*"( class="hidden")?[^>]*>([^<]*)</text>', shown)
+    assert [text for hidden, text in labels if not hidden] == ["cat", "cat 0.90", "dog 0.60, background", "dog"]
+    assert [text for hidden, text in labels if hidden] == ["cat 0.30, background"], "below the threshold"
     assert "1 right, 1 background, 0 not found" in shown
     cells = r'<tr data-(?:class|error|size)="-?\d+">.*?</tr>'
     assert re.findall(cells, shown) == re.findall(cells, made) != []

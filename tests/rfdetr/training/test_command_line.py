@@ -12,6 +12,7 @@ from tqdm import tqdm
 from engine import CheckpointError, Hook
 from rfdetr.errors import InputError
 from rfdetr.training.command_line import PACKAGES, ExitCode, run_tool, shown_log
+from rfdetr.training.commands import main
 from rfdetr.training.config import RunConfig
 from rfdetr.training.parsing import make_config, make_parser, parse, plain_dict
 from rfdetr.training.standard_hooks import user_wishes
@@ -199,14 +200,22 @@ def test_torch_without_its_torchvision_is_one_message(write, tmp_path):
              ["validate", "--help"], ["predict"], ["validate", "--checkpoint=a.pth", "--cfg=missing.yaml"],
              ["export"], ["export", "--checkpoint=a.pth", "--opset=9"],
              ["benchmark", "--rows=stop"], ["benchmark", "--against=/nowhere/python"], ["migrate", "nowhere.pth"],
-             ["report", "/nowhere"]], ids=" ".join
+             ["report", "/nowhere"], ["fitt"], []], ids=" ".join
 )
 def test_help_and_bad_input_do_not_wait_for_torch(argv):
-    code = ("import sys\nfrom rfdetr.training.command_line import run_tool\nfrom rfdetr.training.commands import COMMANDS\n"
-            "try:\n    run_tool(lambda: COMMANDS[sys.argv[1]](sys.argv[2:]))\n"
+    code = ("import sys\nfrom rfdetr.training.commands import main\ntry:\n    main()\n"
             "except SystemExit as stop:\n    sys.exit('torch was loaded' if 'torch' in sys.modules else stop.code)")
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60)
     assert done.returncode in (0, 2) and "torch was loaded" not in done.stderr, done.stderr[-500:]
+
+
+@pytest.mark.parametrize("word, hint", [("fitt", "did you mean fit?"), ("valdate", "did you mean validate?"),
+                                        ("--version", "there are: fit, validate, test, ")])
+def test_a_command_that_there_is_not_gets_the_nearest_one(word, hint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([word, "--train.epochs", "2"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {word}: there is no such command; {hint}")
 
 
 @pytest.mark.parametrize("rank, shown", [("0", ["told", "warned", "own", "failed"]), ("1", ["own", "failed"])])

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from rfdetr.data.packing import pack_dataset
 from rfdetr.errors import InputError
 from rfdetr.models.postprocess import PostProcess
 from rfdetr.nested_tensor import collate
-from rfdetr.training import build_trainer, evaluate, train
+from rfdetr.training import build_trainer, commands, evaluate, train
 from rfdetr.training import data as run_data
 from rfdetr.training.data import build_train_loader, class_weights, open_run_data
 from rfdetr.training.evaluation import config_of
@@ -215,6 +216,27 @@ def test_further_sets_are_evaluated_by_name_of_their_classes(data, tmp_path, cap
     assert "eval.sets: night: evaluated is the test split of" in caplog.text and "'dark' (id 1) is 'dark' (id 2)" in caplog.text
     lines = [line for line in faults.lines(tmp_path / "run") if "val/mAP_50" in line]
     assert all("night/ema_mAP_50" in line and "night/AP/dark" in line for line in lines) and len(lines) == 2
+
+
+def test_a_checkpoint_is_evaluated_on_the_sets_of_its_run(data, tmp_path, capsys, caplog):
+    write_split(tmp_path / "night" / "test", 12, names=("dark", "bright", "other"))
+    sets = {"day": data, "night": str(tmp_path / "night")}
+    train(config(data, tmp_path / "run", **{"eval.sets": sets, "model.variant": "pico", "data.batch_size": 4, "train.epochs": 1}))
+    path = tmp_path / "run" / "checkpoint_best_regular.pth"
+    content = read_checkpoint(path)
+    found = evaluate(path)
+    logged = {name: value for name, value in content["metrics"].items() if "/ema_" not in name}
+    assert found["metrics"] == pytest.approx(logged, abs=1e-6, nan_ok=True) and "night/AP/dark" in logged
+    assert found["sets"].keys() == sets.keys() and found["sets"]["night"]["per_class"]["dark"]["objects"] > 0
+    assert commands.validate(["--checkpoint", str(path), "--eval.sets", json.dumps({"night": sets["night"]})]) == 0
+    printed = capsys.readouterr().out
+    assert "val split, boxes" in printed and "set night, boxes" in printed and "set day" not in printed
+    shutil.rmtree(tmp_path / "night")
+    with pytest.raises(InputError, match=r"^eval\.sets: night: .*night: there is no such folder; .*--eval\.sets, {} for none"):
+        evaluate(path)
+    content["args"]["eval"]["sets"]["night"] = "s3://bucket/night"
+    assert evaluate(content)["metrics"].keys() == {name for name in found["metrics"] if name.startswith("val/")}
+    assert "eval.sets: {'day'" in caplog.text and "is not taken from a checkpoint" in caplog.text
 
 
 def test_a_further_set_may_be_a_train_split_and_is_checked_before_the_training(data, tmp_path):
