@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -127,8 +126,9 @@ class BoxCosts(nn.Module):
         l1 = (planes[:4] - wanted[:4]).abs_().sum(0)
         overlap = torch.minimum(planes[6:8], wanted[6:8]).sub_(torch.maximum(planes[4:6], wanted[4:6]))
         hull_sides = planes[8:] + wanted[8:] - overlap  # before negative overlaps count as none
-        intersection, hull = torch.stack((overlap.clamp_(min=0), hull_sides)).prod(1)
-        union = (planes[8:].prod(0) + wanted[8:].prod(0)).sub_(intersection)
+        overlap.clamp_(min=0)
+        intersection, hull = overlap[0] * overlap[1], hull_sides[0] * hull_sides[1]
+        union = (planes[8] * planes[9] + wanted[8] * wanted[9]).sub_(intersection)
         giou = intersection.div_(union.clamp(min=EPS)).sub_(hull.sub(union).div_(hull.clamp(min=EPS)))
         costs.add_(l1, alpha=self.weight_l1).sub_(giou, alpha=self.weight_giou)
 
@@ -154,8 +154,8 @@ class _CostTable:
         """Costs (R, N) of the objects of all blocks, in their order."""
         costs = self._class_rows(blocks)
         is_compiled = self.matcher.box_costs._compiled_call_impl is not None  # then nothing in between is stored
-        max_elements = math.inf if is_compiled else MAX_ELEMENTS.get(costs.device.type, 2**22)
-        chunks = _split_blocks(blocks, max(1, max_elements // costs.shape[1]))
+        max_rows = len(costs) if is_compiled else MAX_ELEMENTS.get(costs.device.type, 2**22) // costs.shape[1]
+        chunks = _split_blocks(blocks, max(1, max_rows))
         parts = costs.split([sum(stop - start for _, start, stop in chunk) for chunk in chunks])
         for part, chunk in zip(parts, chunks):
             self._add_box_costs(part, chunk, gathers=is_compiled or len(chunk) > 1)
@@ -220,7 +220,7 @@ def _images(blocks: Sequence[Block]) -> np.ndarray:
     return np.repeat([block[0] for block in blocks], [stop - start for _, start, stop in blocks])
 
 
-def _split_blocks(blocks: Sequence[Block], max_rows: float) -> list[list[Block]]:
+def _split_blocks(blocks: Sequence[Block], max_rows: int) -> list[list[Block]]:
     """Cut blocks into lists of at most ``max_rows`` objects; at least one list, which may hold no object."""
     chunks: list[list[Block]] = [[]]
     free = max_rows
