@@ -35,7 +35,8 @@ class Instances:
     def xywh(self) -> np.ndarray:
         """Boxes as COCO writes them, (n, 4) float64."""
         boxes = self.boxes.astype(np.float64)
-        return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+        boxes[:, 2:] -= boxes[:, :2]
+        return boxes
 
     @property
     def areas_of_boxes(self) -> np.ndarray:
@@ -83,9 +84,9 @@ def make_record(
         if sizes[0] != sizes[1]:
             raise ValueError(f"masks of {sizes[0]} pixels were found, those of the target have {sizes[1]}; resize one of them")
         masks = encode(result["masks"])
-    detections = Detections(boxes, to_numpy(result["labels"]), masks, scores=scores)[finite]
+    detections = Detections(boxes, to_numpy(result["labels"]), masks, scores=scores)
     image_id = target.get("image_id")
-    return ImageRecord(detections, _make_targets(target, encode), None if image_id is None else int(image_id))
+    return ImageRecord(detections if finite.all() else detections[finite], _make_targets(target, encode), None if image_id is None else int(image_id))
 
 
 def _make_targets(target: dict[str, Tensor], encode: Callable[[Tensor], list[RLE]] | None) -> Targets:
