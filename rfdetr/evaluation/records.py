@@ -85,8 +85,9 @@ def make_record(
             raise ValueError(f"masks of {sizes[0]} pixels were found, those of the target have {sizes[1]}; resize one of them")
         masks = encode(result["masks"])
     detections = Detections(boxes, to_numpy(result["labels"]), masks, scores=scores)
+    detections = detections if finite.all() else detections[finite]
     image_id = target.get("image_id")
-    return ImageRecord(detections if finite.all() else detections[finite], _make_targets(target, encode), None if image_id is None else int(image_id))
+    return ImageRecord(detections, _make_targets(target, encode), None if image_id is None else int(image_id))
 
 
 def _make_targets(target: dict[str, Tensor], encode: Callable[[Tensor], list[RLE]] | None) -> Targets:

@@ -87,9 +87,8 @@ class RFDETR(nn.Module):
 
     @property
     def compile_units(self) -> list[nn.Module]:
-        """What `torch.compile` takes whole: the ViT's blocks share their code, so one is compiled for all of them."""
-        encoder = self.backbone.encoder
-        return [*encoder.blocks[: encoder.taps[-1]], self.backbone.projector, self.transformer, self.bbox_embed]
+        """What `torch.compile` takes whole: repeated blocks share their code, so one is compiled for all of them."""
+        return [*self.blocks, self.backbone.projector, self.transformer.first_stage, self.bbox_embed]
 
     def update_drop_path(self, rate: float) -> None:
         """Set the drop-path rates of the ViT blocks: 0 for the first, rising evenly to `rate` for the last."""

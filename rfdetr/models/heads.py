@@ -109,9 +109,9 @@ def grouped_full_precision(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return grouped_linear(x.to(weight.dtype), weight, bias)
 
 
-def grouped_boxes(heads: Sequence[BoxHead], x: Tensor) -> Tensor:
-    """Box deltas of head g for x[g]: x (G, R, D) -> (G, R, 4)."""
-    *hidden, last = zip(*(head.layers for head in heads))
-    for layers in hidden:
-        x = F.relu(grouped_linear(x, *stack_layers(layers)))
-    return grouped_full_precision(x, *stack_layers(last))
+def grouped_boxes(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    """Box deltas of head g for x[g]: the heads' stacked layers, x (G, R, D) -> (G, R, 4)."""
+    *hidden, last = layers
+    for weight, bias in hidden:
+        x = F.relu(grouped_linear(x, weight, bias))
+    return grouped_full_precision(x, *last)

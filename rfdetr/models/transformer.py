@@ -13,7 +13,7 @@ from rfdetr.models.deformable_attention import DeformableAttention, Memory, Samp
 from rfdetr.models.fused import Linear, feed_forward, linear
 from rfdetr.models.heads import MLP, BoxHead, class_head, decode_boxes
 from rfdetr.models.position_encoding import sine_box_embedding
-from rfdetr.models.two_stage import GroupHeads, Selection, make_proposals, select_tokens, valid_extent
+from rfdetr.models.two_stage import FirstStage, GroupHeads, Selection, make_proposals, valid_extent
 
 
 class TransformerOutput(NamedTuple):
@@ -115,6 +115,7 @@ class Transformer(nn.Module):
                  ffn_width: int, num_queries: int, num_groups: int, num_logits: int) -> None:
         super().__init__()
         self.num_queries = num_queries
+        self.first_stage = FirstStage()
         layer = DecoderLayer(width, sa_heads=sa_heads, ca_heads=ca_heads, num_levels=num_levels, num_points=num_points,
                              ffn_width=ffn_width)
         self.decoder = Decoder(layer, num_layers, width)
@@ -153,7 +154,7 @@ class Transformer(nn.Module):
         proposals = make_proposals(memory.shapes, masks, memory.tokens.device)
         heads = GroupHeads.of(self.enc_output[:num_groups], self.enc_output_norm[:num_groups],
                               self.enc_out_class_embed[:num_groups], self.enc_out_bbox_embed[:num_groups])
-        selection = select_tokens(memory.tokens, proposals, heads, self.num_queries)
+        selection = self.first_stage(memory.tokens, proposals, heads, self.num_queries)
         reference = _query_references(query_deltas, selection.boxes.detach())
         queries = query_features.expand(memory.tokens.shape[0], -1, -1).contiguous()
         hidden = self.decoder(queries, reference, memory, num_groups)

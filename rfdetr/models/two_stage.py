@@ -34,13 +34,14 @@ class GroupHeads(NamedTuple):
     output: tuple[Tensor, Tensor]  # weight (G, D, D), bias (G, D)
     norm: tuple[Tensor, Tensor]  # (G, D) each
     classes: tuple[Tensor, Tensor]  # (G, K, D), (G, K)
-    boxes: Sequence[BoxHead]
+    boxes: Sequence[tuple[Tensor, Tensor]]  # of each layer of the box heads (G, O, D), (G, O)
     eps: float  # of the norm
 
     @classmethod
     def of(cls, output: Sequence[nn.Linear], norm: Sequence[nn.LayerNorm], classes: Sequence[nn.Linear],
            boxes: Sequence[BoxHead]) -> "GroupHeads":
-        return cls(*(stack_layers(layers) for layers in (output, norm, classes)), boxes, norm[0].eps)
+        box_layers = [stack_layers(layers) for layers in zip(*(head.layers for head in boxes))]
+        return cls(*(stack_layers(layers) for layers in (output, norm, classes)), box_layers, norm[0].eps)
 
 
 def make_proposals(shapes: Sequence[tuple[int, int]], masks: Sequence[Tensor] | None,
@@ -96,6 +97,13 @@ def valid_share(mask: Tensor) -> Tensor:
     return torch.stack((height / mask.shape[1], width / mask.shape[2]), dim=1)
 
 
+class FirstStage(nn.Module):
+    """`select_tokens` as a unit to compile; the layers are the transformer's."""
+
+    def forward(self, memory: Tensor, proposals: Proposals, heads: GroupHeads, num_queries: int) -> Selection:
+        return select_tokens(memory, proposals, heads, num_queries)
+
+
 def select_tokens(memory: Tensor, proposals: Proposals, heads: GroupHeads, num_queries: int) -> Selection:
     """Pick the `num_queries` tokens (fewer where there are fewer) with the highest class score, in each group.
 
@@ -103,7 +111,7 @@ def select_tokens(memory: Tensor, proposals: Proposals, heads: GroupHeads, num_q
     groups' layers run once over all tokens without a graph, and with a graph only over the chosen ones.
     """
     batch, num_tokens, _ = memory.shape
-    groups, chosen = len(heads.boxes), min(num_queries, num_tokens)
+    groups, chosen = len(heads.output[0]), min(num_queries, num_tokens)
     if proposals.invalid is not None:
         memory = memory.masked_fill(proposals.invalid[..., None], 0.0)
     best = _class_scores(memory, heads).topk(chosen, dim=-1).indices  # (G, B, k)
@@ -127,7 +135,7 @@ def _class_scores(memory: Tensor, heads: GroupHeads) -> Tensor:
 
     The norms' gains and offsets are folded into the class layers, which spares two passes over G * B * S * D numbers.
     """
-    groups, (batch, num_tokens, width) = len(heads.boxes), memory.shape
+    groups, (batch, num_tokens, width) = len(heads.output[0]), memory.shape
     (weight, bias), (gains, offsets), (classes, class_bias) = heads.output, heads.norm, heads.classes
     features = F.linear(memory, weight.flatten(0, 1), bias.flatten()).view(batch * num_tokens, groups, width)
     features = F.layer_norm(features, (width,), eps=heads.eps).transpose(0, 1)
