@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,7 +68,16 @@ def process_group(device: torch.device, timeout_minutes: float = 30.0) -> Iterat
         finally:
             _host_groups.clear()
             if joins:
-                dist.destroy_process_group()
+                leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Destroy the process group, once Gloo's threads have let go of the last tensors.
+
+    They need the GIL for that, and PyTorch before 2.8 holds it while it waits for them to end: neither would ever go on.
+    """
+    time.sleep(0.1)
+    dist.destroy_process_group()
 
 
 def barrier() -> None:

@@ -85,9 +85,11 @@ def _divided(value: Any, like: Any) -> Any:
     """Divide a whole tensor like the sharded one of the same shape; anything else stays as it is."""
     if not _is_part(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Replicate
 
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    mesh = like.device_mesh
+    copies = DTensor.from_local(value.to(like.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return copies.redistribute(mesh, like.placements)  # each rank has the whole, so nothing is sent
 
 
 def _is_part(value: Any) -> bool:

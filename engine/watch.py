@@ -64,7 +64,7 @@ class Board:
     _boards = count()  # the same number on all ranks
 
     def __init__(self) -> None:
-        self._store: dist.Store = dist.HashStore()  # of this process, if it is alone
+        self._store: Any = dist.HashStore()  # of this process, if it is alone
         self._prefix = f"attempt{restart_count()}/{next(self._boards)}/"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # a connection of its own: that of the process group may be busy waiting

@@ -26,7 +26,7 @@ def f1_sweep(matches: dict[int, ClassMatches]) -> dict[str, Any]:
     curves = {label: _class_curve(found) for label, found in matches.items()}
     counted = [curve for label, curve in curves.items() if matches[label].num_targets > 0]
     macro = np.mean(counted, axis=0) if counted else np.zeros((len(THRESHOLDS), 3))
-    best = int(macro[:, 0].argmax())
+    best = int(np.argmax(macro[:, 0]))
     return {
         "threshold": float(THRESHOLDS[best]),
         **_named(macro[best]),

@@ -2,15 +2,17 @@
 
 import datetime
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
 from toy import make_trainer, weights
 
-from engine.distributed import all_reduce_sum, any_rank, process_group
+from engine.distributed import all_reduce_sum, any_rank, leave_process_group, process_group
 
 SCRIPT = """
 import sys, torch
@@ -72,6 +74,29 @@ def test_two_processes_end_at_the_weights_of_one(tmp_path):
     assert results["sum"].tolist() == [2.0, 1.0]
 
 
+LEAVING = """
+import os, sys, torch
+from engine.distributed import gather_objects, process_group, rank
+for port in sys.argv[2:]:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=sys.argv[1])
+    with process_group(torch.device("cpu")):
+        assert gather_objects(rank()) == [0, 1]
+"""
+
+
+def test_processes_leave_each_other_without_a_deadlock():
+    with ExitStack() as taken:
+        servers = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(15)]
+        ports = [str(server.getsockname()[1]) for server in servers]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = [subprocess.Popen([sys.executable, "-c", LEAVING, str(rank), *ports], env=environment) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def test_alone_a_sum_is_the_value_itself():
     assert all_reduce_sum(torch.tensor(3.0)).item() == 3
 
@@ -88,5 +113,5 @@ def test_hosts_are_waited_for_as_long_as_devices(tmp_path, monkeypatch):
             assert any_rank(True) and not any_rank(False)
     finally:
         monkeypatch.undo()
-        dist.destroy_process_group()
+        leave_process_group()
     assert limits == [datetime.timedelta(minutes=90, seconds=30)]

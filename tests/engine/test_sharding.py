@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from toy import ToyModel, make_trainer, weights
 
 from engine import load_checkpoint
-from engine.distributed import sync_batch_norms
-from engine.sharding import can_shard_on_cpu, shard
+from engine.distributed import leave_process_group, sync_batch_norms
+from engine.sharding import can_shard_on_cpu, load_model_state, load_optimizer_state, shard, whole
 
 SCRIPT = """
 import copy, sys, torch
@@ -97,6 +101,24 @@ def test_a_pytorch_that_cannot_is_named(monkeypatch):
     monkeypatch.setattr("engine.sharding.can_shard_on_cpu", lambda: False)
     with pytest.raises(ValueError, match="sharding on a CPU fails inside PyTorch .* take a newer one, or ddp"):
         shard(ToyModel(), [], torch.device("cpu"))
+
+
+def test_whole_states_are_divided_in_any_pytorch(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting_point", rank=0, world_size=1)
+    try:
+        mesh, model = init_device_mesh("cpu", (1,)), nn.Linear(3, 5)
+        state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
+        for name, value in list(model.named_parameters()):
+            setattr(model, name, nn.Parameter(distribute_tensor(value.detach(), mesh, [Shard(0)])))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        load_model_state(model, state)
+        moments = {index: {"momentum_buffer": value} for index, value in enumerate(state.values())}
+        load_optimizer_state(optimizer, {**optimizer.state_dict(), "state": moments})
+        assert all(buffer["momentum_buffer"].placements == (Shard(0),) for buffer in optimizer.state.values())
+        torch.testing.assert_close(whole(model.state_dict()), state, rtol=0, atol=0)
+        torch.testing.assert_close(whole(optimizer.state_dict()["state"]), moments, rtol=0, atol=0)
+    finally:
+        leave_process_group()
 
 
 def test_one_process_cannot_shard():

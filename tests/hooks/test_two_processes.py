@@ -12,6 +12,7 @@ SCRIPT = """
 import pickle, signal, sys
 sys.path.insert(0, {engine_tests!r})
 import torch, torch.distributed as dist
+from engine.distributed import leave_process_group
 from hooks import BestCheckpointHook, CheckpointHook, Hook, InterruptHook, LogHook
 from toy import make_trainer
 
@@ -48,7 +49,7 @@ trainer.train()
 said = dict(step=trainer.step, reason=trainer.stop_reason, losses=Recorder.losses, lines=Writer.lines)
 said["state"] = log.state_dict()["means"]["totals"].tolist()
 pickle.dump(said, open({out!r} + f"/rank{{rank}}.pkl", "wb"))
-dist.destroy_process_group()
+leave_process_group()
 """
 
 

@@ -51,5 +51,6 @@ def test_kernels_of_a_step(monkeypatch):
     step()
     with Count() as count:
         step()
-    assert len(count.names) <= 1069
+    # PyTorch 2.6 also records 20 slices that leave nothing out
+    assert len(count.names) <= (1069 if torch.__version__ >= (2, 14) else 1089)
     assert not WAITS & set(count.names)

@@ -283,14 +283,15 @@ def kind_of(kind: bytes):
     (size_of(-1024, "1.jpg"), "not possible"), (size_of(-512, "1.json"), "not possible"), (size_of(-1, "1.jpg"), "not possible"),
     (size_of(2**60, "1.jpg"), "bytes, which no picture"), (size_of(2**35, "1.json"), "bytes, which no picture or sample has"),
     (size_of(2**20, "1.json"), "not complete"), (kind_of(b"S"), "without its empty parts"),
-    (kind_of(b"x"), "1.json: there is no picture"), (kind_of(b"L"), "lists no images"), (kind_of(b"2"), "damaged header"),
+    (kind_of(b"x"), "1.json: there is no picture|invalid header"), (kind_of(b"L"), "lists no images"),
+    (kind_of(b"2"), "damaged header"),
 ])
 @pytest.mark.timeout(20)
 def test_hostile_tar(tmp_path, change, message):
-    """Among them is the size below 0 for which some versions of tarfile never end."""
+    """Among them are the size below 0 for which some versions of tarfile never end, and a header that newer ones refuse."""
     write_tar(tmp_path / "train-000000.tar", change)
     (tmp_path / "categories.json").write_text('{"categories": [{"id": 1, "name": "cat"}]}')
-    assert message in refused(tmp_path)
+    assert re.search(message, refused(tmp_path))
 
 
 NAMES = st.sampled_from(["train-000000.tar/000000000010.jpg", "train-000000.tar", "../x/y.jpg", "train-000001.tar/\0"])
