@@ -86,10 +86,9 @@ def split_from_content(
     masks, kept = _read_masks(entries, sizes) if with_masks else (None, np.ones(len(boxes), dtype=bool))
     return RawSplit(
         source=source, image_root=image_root, image_ids=image_ids, file_names=[image["file_name"] for image in images],
-        image_sizes=image_sizes, categories=categories, category_ids=category_ids[kept], image_indices=image_indices[kept],
-        boxes=boxes[kept], areas=areas[kept], is_crowd=crowds[kept],
-        segmentations=None if masks is None else list(compress(masks, kept)),
-    )
+        image_sizes=image_sizes, categories=categories, category_ids=category_ids, image_indices=image_indices, boxes=boxes,
+        areas=areas, is_crowd=crowds, segmentations=masks,
+    ).with_objects(kept)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import compress
 from urllib.parse import unquote
 
 import numpy as np
@@ -218,16 +217,7 @@ def _common_end(a: list[str], b: list[str]) -> int:
 
 def _only_images(raw: RawSplit, kept: np.ndarray) -> RawSplit:
     """Return a split without some of its images (N,) bool."""
-    if kept.all():
-        return raw
-    objects = kept[raw.image_indices]
-    return replace(
-        raw, image_ids=raw.image_ids[kept], file_names=list(compress(raw.file_names, kept)),
-        image_sizes=raw.image_sizes[kept], image_indices=(np.cumsum(kept) - 1)[raw.image_indices[objects]],
-        boxes=raw.boxes[objects], category_ids=raw.category_ids[objects], areas=raw.areas[objects],
-        is_crowd=raw.is_crowd[objects],
-        segmentations=None if raw.segmentations is None else list(compress(raw.segmentations, objects)),
-    )
+    return raw if kept.all() else raw.with_images(np.flatnonzero(kept))
 
 
 def _with_relative_names(raw: RawSplit, folders: _Folders) -> RawSplit:

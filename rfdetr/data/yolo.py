@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -184,15 +183,7 @@ def _repeat(raw: RawSplit, counts: np.ndarray, findings: Findings) -> RawSplit:
     if not len(again) or findings.split != "train":
         return raw
     images = np.repeat(np.arange(len(counts)), counts)
-    num_objects = np.bincount(raw.image_indices, minlength=len(counts))
-    first = np.cumsum(num_objects) - num_objects  # row of each image; objects are in the order of their images
-    rows = np.concatenate([np.arange(first[image], first[image] + num_objects[image]) for image in images])
-    columns = {name: getattr(raw, name)[rows] for name in ("boxes", "category_ids", "areas", "is_crowd")}
-    return replace(
-        raw, image_ids=np.arange(len(images)), file_names=[raw.file_names[image] for image in images],
-        image_sizes=raw.image_sizes[images], image_indices=np.repeat(np.arange(len(images)), num_objects[images]),
-        segmentations=None if raw.segmentations is None else [raw.segmentations[row] for row in rows], **columns,
-    )
+    return raw.with_images(images, image_ids=np.arange(len(images)))
 
 
 def _locate(data_file: Path, content: dict[str, Any], key: str) -> YoloSplit:
