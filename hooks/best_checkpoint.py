@@ -1,13 +1,11 @@
 """Keep the weights of the best evaluations: of the regular model and of its average, the better of the two, and some more."""
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -16,10 +14,8 @@ from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.distributed import barrier, is_main_process
 from engine.files import replacing
 from engine.hook import Hook
+from engine.trainer import Trainer
 from hooks.monitor import direction, warn_of_missing
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

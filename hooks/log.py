@@ -1,23 +1,19 @@
 """Send training losses, speed and published metrics to writers (JSON lines, TensorBoard, …)."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.distributed import all_reduce_sum, gather_objects, is_main_process, world_size
 from engine.hook import Hook
+from engine.trainer import Trainer
 from hooks.writers import Writer, as_picture
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

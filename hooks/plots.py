@@ -1,21 +1,17 @@
 """Pictures of a run: what the model is trained on, what it finds, and plots of the metrics."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.distributed import is_main_process
 from engine.hook import Hook
 from engine.randomness import preserved_rng
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
-    from hooks.coco_eval import COCOEvalHook
+from engine.trainer import Trainer
+from hooks.coco_eval import COCOEvalHook
 
 logger = logging.getLogger(__name__)
 
