@@ -1,7 +1,5 @@
 """Data: reading data sets, label maps, augmentation, samplers and loaders."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from rfdetr.lazy import lazy_names

@@ -1,7 +1,5 @@
 """Exported programs into files: ONNX, or PyTorch's own."""
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

@@ -3,8 +3,6 @@
 The names below are imported when they are first asked for, so that a command line answers before torch has been loaded.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from rfdetr.lazy import lazy_names

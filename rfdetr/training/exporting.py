@@ -1,7 +1,5 @@
 """Export a checkpoint: traced, written, checked on pictures against PyTorch, and only then put in its place."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex
