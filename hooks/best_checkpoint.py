@@ -20,10 +20,6 @@ from hooks.monitor import direction, warn_of_missing
 logger = logging.getLogger(__name__)
 
 
-def _plain_payload(model: nn.Module) -> dict[str, Any]:
-    return {"model": model.state_dict(), "args": {}}
-
-
 class BestCheckpointHook(Hook):
     """Write ``checkpoint_best_regular.pth`` and ``checkpoint_best_ema.pth`` when their metric is strictly better than before.
 
@@ -57,7 +53,7 @@ class BestCheckpointHook(Hook):
         skip_first_epochs: int = 0,
         keep_top: int = 0,
     ) -> None:
-        self.payload = payload or _plain_payload
+        self.payload = payload or (lambda model: {"model": model.state_dict(), "args": {}})
         self.skip_first_epochs, self.keep_top = skip_first_epochs, keep_top
         self.best_steps: list[tuple[float, int]] = []
         self.monitors = {"regular": monitor_regular, "ema": monitor_ema}

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rfdetr.build import build_postprocess
-from rfdetr.config import ModelConfig
 from rfdetr.data.images import MAX_PIXELS
 from rfdetr.data.label_map import LabelMap
 from rfdetr.detections import Prediction
@@ -28,6 +27,9 @@ from rfdetr.tiles import MIN_TILE, join, tile_places
 from rfdetr.trained import make_model, read_trained
 from rfdetr.values import whole_number
 from rfdetr.video import Video, is_video
+
+if TYPE_CHECKING:
+    from rfdetr.config import ModelConfig
 
 
 def load(

@@ -1,18 +1,22 @@
 """What can be predicted with or evaluated: checkpoints of every kind, and exported ONNX files."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from rfdetr.build import build_model
-from rfdetr.config import ModelConfig
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
 from rfdetr.export.exported import ExportedModel, OnnxModel, has_provider
 from rfdetr.export.metadata import understand
 from rfdetr.weights import checkpoint_classes, load_weights, model_config_from_checkpoint, read_checkpoint
+
+if TYPE_CHECKING:
+    from rfdetr.config import ModelConfig
 
 
 def read_trained(path: str | os.PathLike) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 import re
 import reprlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -56,26 +56,23 @@ def number(value: Any) -> float | None:
 
 def whole_numbers(column: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """Return a column (n,) int64, and which of its values (n,) bool are whole numbers; the others read 0."""
-    if set(map(type, column)) <= {int}:
-        try:
-            return np.array(column, dtype=np.int64), np.ones(len(column), dtype=bool)
-        except OverflowError:
-            pass
-    values = [whole_number(value) for value in column]
-    valid = np.array([value is not None for value in values], dtype=bool)
-    return np.array([value or 0 for value in values], dtype=np.int64), valid
+    return _as_array(column, {int}, np.int64, whole_number, 0)
 
 
 def numbers(column: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """Return a column (n,) float64, and which of its values (n,) bool are numbers; the others read NaN."""
-    if set(map(type, column)) <= {int, float}:
+    return _as_array(column, {int, float}, np.float64, number, np.nan)
+
+
+def _as_array(column: Sequence, plain: set[type], dtype: type, read: Callable, otherwise: float) -> tuple[np.ndarray, np.ndarray]:
+    if set(map(type, column)) <= plain:
         try:
-            return np.array(column, dtype=np.float64), np.ones(len(column), dtype=bool)
+            return np.array(column, dtype=dtype), np.ones(len(column), dtype=bool)
         except OverflowError:
             pass
-    values = [number(value) for value in column]
+    values = [read(value) for value in column]
     valid = np.array([value is not None for value in values], dtype=bool)
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64), valid
+    return np.array([otherwise if value is None else value for value in values], dtype=dtype), valid
 
 
 def rows_of_numbers(column: Sequence, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,8 @@ class Video:
         for frame in self._decoded():
             seconds = number / float(self.rate) if frame.time is None else float(frame.time)
             first = seconds if first is None else first
-            yield Frame(number, seconds - first, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame))))
+            turns = round((getattr(frame, "rotation", 0) or 0) / 90)  # quarters, counter-clockwise
+            yield Frame(number, seconds - first, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns)))
             number += 1
         if self.num_damaged:
             logger.warning("%s: %d parts are damaged and were left out", self.name, self.num_damaged)
@@ -161,8 +162,3 @@ def _camera(number: int) -> tuple[str, str]:
     if sys.platform == "win32":
         raise InputError(f"{number}: Windows knows cameras by name only; record a file, or give the address of a stream")
     return f"/dev/video{number}", "v4l2"
-
-
-def _turns(frame: Any) -> int:
-    """Return how many quarter turns, counter-clockwise, a frame is to be shown with."""
-    return round((getattr(frame, "rotation", 0) or 0) / 90)

@@ -1,11 +1,10 @@
 """Read COCO annotation files (also Roboflow's exports) into arrays; entries that are wrong become findings and are left out."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import compress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +57,14 @@ def read_coco(
     Raises:
         InputError: the file as a whole is missing or not what it should be.
     """
-    with _opened(annotation_file) as file:
-        content = parse_json(file, annotation_file)
+    try:
+        with open(annotation_file, "rb") as file:
+            content = parse_json(file, annotation_file)
+    except FileNotFoundError:
+        raise InputError(f"{annotation_file}: there is no such annotation file; check the folder of the data set and its format"
+                         ) from None
+    except OSError as error:
+        raise InputError(f"{annotation_file}: cannot be read ({error.strerror or error}); check its permissions") from None
     content = content if choose is None else choose(content)
     return split_from_content(content, annotation_file, image_root, findings=findings, with_masks=with_masks)
 
@@ -89,17 +94,6 @@ def split_from_content(
         image_sizes=image_sizes, categories=categories, category_ids=category_ids, image_indices=image_indices, boxes=boxes,
         areas=areas, is_crowd=crowds, segmentations=masks,
     ).with_objects(kept)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such annotation file; check the folder of the data set and its format") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
 
 
 def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> list[dict]:

@@ -152,8 +152,12 @@ def files_in(folder: str) -> set[str]:
         return set()
 
 
-def pictures_below(root: str, *, on_error: Callable[[OSError], None] = lambda error: None) -> Iterator[os.DirEntry]:
-    """Give what has the name of a picture in a folder and all below it, each folder once, however many links lead to it."""
+def pictures_below(root: str, *, strict: bool = False) -> Iterator[os.DirEntry]:
+    """Give what has the name of a picture in a folder and all below it, each folder once, however many links lead to it.
+
+    Args:
+        strict: raise the OSError of a folder that cannot be read, instead of leaving it out.
+    """
     waiting, links, seen = [root], [], set()
     while waiting or links:  # links last, so that pictures have the name of their own folder
         folder = waiting.pop() if waiting else links.pop()
@@ -170,8 +174,9 @@ def pictures_below(root: str, *, on_error: Callable[[OSError], None] = lambda er
                         (links if entry.is_symlink() else waiting).append(entry.path)
                     elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                         yield entry
-        except OSError as error:
-            on_error(error)
+        except OSError:
+            if strict:
+                raise
 
 
 def holds(ask: Callable[[], bool]) -> bool:

@@ -154,7 +154,7 @@ class DetectionLoader(DataLoader):
                 samples, targets, messages = batch
                 received += 1
                 self._note(messages)
-                yield samples, [_as_tensors(target) for target in targets]
+                yield samples, [{name: torch.as_tensor(value) for name, value in target.items()} for target in targets]
         except InputError as error:
             # from a worker the message arrives at the end of the worker's traceback
             raise InputError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
@@ -278,10 +278,6 @@ def _divergence(found: float, expected: float) -> float:
     """Kullback-Leibler divergence of two shares, in nats."""
     pairs = (found, expected), (1 - found, 1 - expected)
     return sum(share * math.log(share / other) if other else math.inf for share, other in pairs if share)
-
-
-def _as_tensors(target: dict) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(value) for name, value in target.items()}
 
 
 class _WorkerDeaths:

@@ -7,7 +7,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from rfdetr.data.annotations import RawSplit
@@ -57,15 +56,11 @@ def pack_split(raw: RawSplit, folder: Path, split: str, shard_bytes: int) -> Non
         picture = read_picture(raw, name)
         key = f"{raw.image_ids[index]:012d}"
         _add(tar, f"{key}{Path(name).suffix.lower()}", picture)
-        _add(tar, f"{key}.json", json.dumps(_entry(raw, index, rows_by_image[index])).encode())
+        objects = [row_entry(raw, row, row + 1) for row in rows_by_image[index].tolist()]
+        _add(tar, f"{key}.json", json.dumps({**image_entry(raw, index), "annotations": objects}).encode())
         if tar.offset >= shard_bytes or index == len(raw.file_names) - 1:
             tar.close()
             number, tar = number + 1, None
-
-
-def _entry(raw: RawSplit, index: int, rows: np.ndarray) -> dict[str, Any]:
-    """Return COCO's entry of an image, with its annotations in it."""
-    return {**image_entry(raw, index), "annotations": [row_entry(raw, row, row + 1) for row in rows.tolist()]}
 
 
 def read_picture(raw: RawSplit, name: str) -> bytes:

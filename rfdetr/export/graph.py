@@ -16,16 +16,21 @@ With post-processing inside, the outputs are the best first: `boxes` (B, k, 4) x
 `scores` (B, k), `labels` (B, k) int64, and `masks` (B, k, h, w), logits of which more than 0 is the object.
 """
 
+from __future__ import annotations
+
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from rfdetr.build import build_postprocess
-from rfdetr.config import ModelConfig
 from rfdetr.models.detector import RFDETR
 from rfdetr.models.postprocess import PostProcess, pixel_boxes
 from rfdetr.nested_tensor import NestedTensor
+
+if TYPE_CHECKING:
+    from rfdetr.config import ModelConfig
 
 RAW = {"dets": "pred_boxes", "labels": "pred_logits", "masks": "pred_masks"}  # output -> its name in the model
 SELECTED = {"boxes": "boxes", "scores": "scores", "labels": "labels", "masks": "pred_masks"}

@@ -4,16 +4,20 @@ Names of classes, sizes and what to do to a picture are keys of their own, in JS
 besides. Nothing tells where the training's files were.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rfdetr.config import ModelConfig
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
 from rfdetr.weights.payload import MODEL_NAMES, config_of_fields, plain, variant_of
+
+if TYPE_CHECKING:
+    from rfdetr.config import ModelConfig
 
 KEY = "rfdetr"
 PRIVATE = {"data": ("dataset_dir", "splits", "augment"), "eval": ("sets",)}  # where files are, and what is not used

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
     path = folder / CHECKPOINT if resume == "auto" else Path(resume).expanduser()
     if resume != "auto" and path.parent.resolve() != folder.resolve():
         check_empty(folder)
-    if resume == "auto" and not any(folder.glob(f"{path.stem}.prev*{path.suffix}")) and not _is_there(path):
+    if resume == "auto" and not any(folder.glob(f"{path.stem}.prev*{path.suffix}")) and not os.path.lexists(path):
         if not has_only_begun(folder):
             raise InputError(f"--resume auto: {folder} holds files of a run, but no {CHECKPOINT} to go on from; replace it by "
                              "--overwrite, or choose another folder")
@@ -72,10 +73,6 @@ def _check_kinds(path: Path, state: Mapping[str, Any]) -> None:
         if is_bad and not is_lacking:
             raise InputError(f"{path}: its {name} is {value if type(value) is int else type(value).__name__}; a run cannot go on "
                              "from it")
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
 
 
 def check_agreement(found: tuple[Path, Mapping[str, Any]] | None, settings: Mapping[str, Any]) -> None:

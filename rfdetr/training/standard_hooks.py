@@ -123,7 +123,7 @@ def build_hooks(
         facts: the check of the data, for the report.
 
     Raises:
-        InputError: two hooks for one place or of one name, or a subclass that does not take what a run has to give it.
+        InputError: two hooks for one place, or a subclass that does not take what a run has to give it.
     """
     postprocess = build_postprocess(architecture)
     evaluation = _evaluation(config, architecture, val_loader, postprocess, sets)
@@ -143,28 +143,27 @@ def build_hooks(
     parts = {PlotsHook: pictures, ReportHook: {"coco_eval": coco_eval, "dataset": dataset}}
     telling = [replace(one, parts=parts.get(one.hook, one.parts)) for one in telling]
     first, then = ([_make(one, taken) for one in some if one.enabled or one.hook in taken] for some in (steering, telling))
-    return _checked([*first, *(wish.make({}) for wish in others), *then, _make(saving, taken), coco_eval])
+    return [*first, *(wish.make({}) for wish in others), *then, _make(saving, taken), coco_eval]
 
 
 def _steering(config: RunConfig, payload: Callable) -> list[Standard]:
     """Return the hooks that change what is trained, and decide about it."""
-    ema, drop, stopping = config.ema, config.drop, config.early_stopping
     selection = {"monitor_regular": f"val/{config.monitor}", "monitor_ema": f"val/ema_{config.monitor}",
                  "skip_first_epochs": config.eval.skip_first_epochs}
+    stopping = {**_settings(config.early_stopping), **selection}
     return [
-        Standard(EMAHook, {"decay": ema.decay, "tau": ema.tau, "update_every": ema.update_every, "use_buffers": ema.use_buffers},
-                 enabled=ema.enabled),
-        Standard(DropPathHook, {"drop_path": drop.drop_path, "dropout": drop.dropout, "cutoff_epoch": drop.cutoff_epoch,
-                                "mode": drop.mode, "schedule": drop.schedule}),
-        Standard(EarlyStopHook, {
-            "patience": stopping.patience, "min_delta": stopping.min_delta, "use_ema": stopping.use_ema,
-            "check_finite": stopping.check_finite, "stopping_threshold": stopping.stopping_threshold,
-            "divergence_threshold": stopping.divergence_threshold, "verbose": stopping.verbose, **selection,
-        }, enabled=stopping.enabled),
+        Standard(EMAHook, _settings(config.ema), enabled=config.ema.enabled),
+        Standard(DropPathHook, _settings(config.drop)),
+        Standard(EarlyStopHook, stopping, enabled=config.early_stopping.enabled),
         Standard(BestCheckpointHook, {**selection, "keep_top": config.train.keep_top}, {"payload": payload}),
         Standard(PlateauHook, _plateau(config), enabled=config.optim.schedule == "plateau"),
         Standard(EvalLossHook, {"prepare": as_trained_on}, enabled=config.eval.loss),
     ]
+
+
+def _settings(section: Any) -> dict[str, Any]:
+    """Return the fields of a section, which are the arguments of its hook, but for the switch."""
+    return {name: value for name, value in vars(section).items() if name != "enabled"}
 
 
 def _plateau(config: RunConfig) -> dict[str, Any]:
@@ -221,13 +220,6 @@ def _make(standard: Standard, taken: Mapping[type[Hook], Wish]) -> Hook:
                        ", ".join(ignored))
     logger.info("hooks: %s takes the place of %s", wish.cls.__name__, standard.hook.__name__)
     return wish.make({name: value for name, value in given.items() if name not in refused})
-
-
-def _checked(hooks: list[Hook]) -> list[Hook]:
-    names = [hook.name for hook in hooks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"hooks: more than one is called {', '.join(twice)}; give each a `name` of its own")
-    return hooks
 
 
 def build_writers(config: RunConfig) -> list[Writer]:
