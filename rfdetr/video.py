@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -11,13 +10,13 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from rfdetr.errors import InputError
+from rfdetr.extras import import_extra
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
                   ".3gp", ".mjpeg", ".ogv")  # fmt: skip
@@ -55,7 +54,7 @@ class Video:
     """
 
     def __init__(self, source: str | os.PathLike | int) -> None:
-        av = load_av("videos, cameras and streams")
+        av = import_extra("av", "video", "videos, cameras and streams need PyAV, which")
         self.name, self._av, self.num_damaged = str(source), av, 0
         is_camera, is_address = self.name.isdecimal(), ADDRESS.match(self.name) is not None
         if not is_camera and not is_address and not Path(self.name).is_file():
@@ -117,7 +116,7 @@ class VideoWriter:
     """Writes pictures as an MP4 file, H.264 where PyAV has it; the first gives the size."""
 
     def __init__(self, path: Path, rate: Fraction = USUAL_RATE) -> None:
-        self._av = load_av("videos")
+        self._av = import_extra("av", "video", "videos need PyAV, which")
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
         self._container = self._av.open(str(path), "w", format="mp4")
         self._stream = self._container.add_stream(codec, rate=rate)
@@ -140,19 +139,6 @@ class VideoWriter:
         if self._last >= 0:
             self._container.mux(self._stream.encode(None))
         self._container.close()
-
-
-def load_av(what: str) -> ModuleType:
-    """Import PyAV.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module("av")
-    except ImportError as error:
-        raise InputError(f"{what} need PyAV, which is not installed: pip install av, or this project with it: "
-                         'pip install -e ".[video]"') from error
 
 
 def _camera(number: int) -> tuple[str, str]:

@@ -82,8 +82,8 @@ def load_weights(
     if len(report.loaded) < _ENOUGH * len(wanted) and not allow_partial:
         raise InputError(f"{origin}: fills only {len(report.loaded)} of the model's {len(wanted)} tensors; missing: "
                          f"{', '.join(report.missing[:3])}, ... Pass allow_partial=True if that is meant")
-    native = to_native({name: taken[name].to(tensor) if name in taken else tensor for name, tensor in own.items()})
-    model.load_state_dict({name: native[strip_wrappers(name)] for name in model.state_dict()})
+    merged = {name: taken[name].to(tensor) if name in taken else tensor for name, tensor in own.items()}
+    model.load_state_dict({name: to_native(strip_wrappers(name), merged) for name in model.state_dict()})
     if plan.remark:
         logger.info("%s: %s", origin, plan.remark)
     logger.log(logging.WARNING if report.missing or report.unexpected else logging.INFO, "%s: %s", origin, report)
