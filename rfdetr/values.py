@@ -24,6 +24,9 @@ class _Short(reprlib.Repr):
     def repr_array(self, numbers: array, level: int) -> str:
         return self.repr_list(numbers.tolist(), level)
 
+    def repr_int(self, value: int, level: int) -> str:
+        return super().repr_int(value, level) if abs(value) < 10**100 else "a number of more than 100 digits"
+
 
 _short = _Short()
 _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring, _short.maxlong = 5, 20, 8, MAX_SHOWN, 40

@@ -14,14 +14,8 @@ if TYPE_CHECKING:
     from rfdetr.data.opening import open_dataset
     from rfdetr.data.recipes import RECIPES, Recipe
     from rfdetr.data.samplers import EvalSampler, SampleKey, TrainBatchSampler
-
-__all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "RECIPES", "Category", "DetectionDataset", "DetectionLoader", "EvalSampler", "LabelMap",
-    "Recipe", "SampleKey", "TrainBatchSampler", "available_splits", "detect_format", "eval_loader", "multi_scale_sizes",
-    "open_dataset", "preprocess", "read_image", "train_loader",
-]
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
-    __getattr__, __dir__ = lazy_names(__name__, {
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__, __dir__ = lazy_names(__name__, {
         "dataset": ("DetectionDataset",),
         "formats": ("available_splits", "detect_format"),
         "images": ("IMAGENET_MEAN", "IMAGENET_STD", "preprocess", "read_image"),

@@ -24,13 +24,8 @@ if TYPE_CHECKING:
         OptimConfig,
         TrainConfig,
     )
-
-__all__ = [
-    "DataConfig", "DetectorConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "LossConfig",
-    "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "export", "train",
-]
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
-    __getattr__, __dir__ = lazy_names(__name__, {
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__, __dir__ = lazy_names(__name__, {
         "assemble": ("build_trainer",),
         "config": ("DetectorConfig", "LossConfig", "RunConfig"),
         "evaluation": ("evaluate",),
