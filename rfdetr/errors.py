@@ -1,6 +1,8 @@
 """The error for anything a user can put right, and what may be shown of texts that come out of files."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 MAX_TEXT = 50_000  # characters of one message
 # C0 without tab and newline, DEL, C1, marks that change the direction of writing, lone surrogates
@@ -9,6 +11,12 @@ _NOT_FOR_TERMINALS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\
 
 class InputError(ValueError):
     """Bad input from the user; the message says what is wrong, where it is and what to do about it."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a message: the known name that is most like this one, or all."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 
 def printable(text: str) -> str:

@@ -99,7 +99,7 @@ def split_from_content(
 def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> list[dict]:
     """Return one of the file's lists of objects."""
     if name not in content:
-        raise InputError(f"{source}: the list {name!r} is missing (found: {_short(list(content))}); {EXPORT_AGAIN}")
+        raise InputError(f"{source}: the list {name!r} is missing (found: {shown(list(content))}); {EXPORT_AGAIN}")
     rows = content[name]
     if not isinstance(rows, list):
         raise InputError(f"{source}: {name!r} must be a list of objects; {EXPORT_AGAIN}")
@@ -238,9 +238,3 @@ def _is_text(value: Any) -> bool:
         return isinstance(value, str) and value != "" and "\0" not in value and os.fsencode(value) != b""
     except UnicodeEncodeError:
         return False
-
-
-def _short(values: list) -> str:
-    """Show the first of many values."""
-    first = ", ".join(shown(value) for value in values[:8])
-    return f"{first}, ... ({len(values)})" if len(values) > 8 else first

@@ -18,6 +18,7 @@ from engine.randomness import preserved_rng
 from hooks import BestCheckpointHook, COCOEvalHook
 from rfdetr.files import write_json
 from rfdetr.plots.pictures import display_size, displayable
+from rfdetr.plots.run_pictures import image_name
 from rfdetr.report.detections import Evaluation, Picture, load_evaluation, save_evaluation
 from rfdetr.report.errors import find_errors, worst_images
 from rfdetr.report.evaluated import DEFAULT_THRESHOLD
@@ -144,8 +145,8 @@ def with_pictures(evaluation: Evaluation, dataset: Any) -> Evaluation:
             continue
         image, target = large[index]
         if int(target["image_id"]) == evaluation.images[place].image_id:
-            name = dataset.image_path(index).name if hasattr(dataset, "image_path") else f"image {index}"
-            pictures[place] = Picture(name, tuple(target["orig_size"].tolist()), _jpeg(image, target["orig_size"]))
+            size = target["orig_size"]
+            pictures[place] = Picture(image_name(dataset, index), tuple(size.tolist()), _jpeg(image, size))
     return Evaluation(evaluation.images, evaluation.about, pictures)
 
 

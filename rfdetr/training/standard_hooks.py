@@ -1,6 +1,5 @@
 """The hooks of every run, in their order, and how a user's subclass of one takes its place."""
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from hooks.writers import CsvWriter, JsonlWriter, PictureWriter, TensorBoardWrit
 from rfdetr.build import build_criterion, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionLoader
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, did_you_mean
 from rfdetr.evaluation import DetectionMetrics
 from rfdetr.plots import RunPictures
 from rfdetr.schedules import schedule_arguments
@@ -259,7 +258,5 @@ def check_metrics(config: RunConfig, class_names: Sequence[str] | None = None) -
     for option, metric, names in followed:
         is_of_class = class_names is None and config.eval.per_class and "AP/" in metric
         if metric not in names and not is_of_class:
-            close = difflib.get_close_matches(metric, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            hint = "set eval.loss to true" if direction(metric) < 0 and not config.eval.loss else hint
+            hint = "set eval.loss to true" if direction(metric) < 0 and not config.eval.loss else did_you_mean(metric, names)
             raise InputError(f"{option}: {metric!r} is not measured; {hint}")

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rfdetr.build import build_model
-from rfdetr.config import VARIANTS, ModelConfig
-from rfdetr.encoders import ENCODERS
+from rfdetr.config import ENCODERS, VARIANTS, ModelConfig
 from rfdetr.errors import InputError
 from rfdetr.weights.names import official_state_dict
 from rfdetr.weights.reading import normalise, origin_of
