@@ -1,7 +1,8 @@
-"""Packages that only some of the work needs, imported where it is done."""
+"""What is imported only where it is needed: packages of some of the work, and classes that a configuration names."""
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from rfdetr.errors import InputError
 
@@ -17,3 +18,17 @@ def import_extra(package: str, extra: str, what: str) -> ModuleType:
     except ImportError as error:
         raise InputError(f"{what} is not installed; pip install {package}, or this project with it: "
                          f'pip install -e ".[{extra}]"') from error
+
+
+def import_named(path: str, option: str) -> Any:
+    """Import ``package.module.Class``; `option` begins the message where that fails.
+
+    Raises:
+        InputError: there is no such thing, or its module fails.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's own module may raise anything
+        raise InputError(f"{option}: cannot import {path!r}: {' '.join(str(error).split())}; give it as "
+                         "package.module.Class") from error

@@ -38,7 +38,7 @@ def check_rows(names: str) -> list[str]:
     rows = [name.strip() for name in names.split(",")]
     for name in rows:
         if name not in ROWS:
-            raise InputError(f"--rows: {name!r} is no row; {did_you_mean(name, ROWS)}")
+            raise InputError(f"--rows: {name!r} is no row; {did_you_mean(name, list(ROWS))}")
     return rows
 
 

@@ -16,7 +16,7 @@ def check_installation() -> None:
         importlib.import_module("torch")
         importlib.import_module("torchvision")
     except Exception as error:  # a torchvision made for another torch fails with ImportError, OSError, RuntimeError, ...
-        versions = {name: _version(name) for name in ("torch", "torchvision")}
+        versions = {name: installed_version(name) for name in ("torch", "torchvision")}
         raise InputError(
             f"torch {versions['torch']} and torchvision {versions['torchvision']} do not load together "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). They have to be a matching pair; "
@@ -24,8 +24,8 @@ def check_installation() -> None:
         ) from error
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return "not installed as a package"

@@ -6,7 +6,6 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from rfdetr.report.page import write_report
 from rfdetr.report.read import DETECTIONS, FACTS, REPORT, Run, without_prefix
 from rfdetr.training.config import RunConfig
 from rfdetr.training.finish import FinishHook
+from rfdetr.training.installation import installed_version
 from rfdetr.training.parsing import plain_dict
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class ReportHook(Hook):
         device = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else str(trainer.device)
         machine = {"Python": platform.python_version(), "system": platform.platform(), "device": device,
                    "precision": trainer.precision, "processes": str(world_size())}
-        self.facts["versions"] = {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__} | machine
+        self.facts["versions"] = {name: installed_version(name) for name in PACKAGES} | {"torch": torch.__version__} | machine
         self.facts["sessions"] = [*before, {"started": time.strftime("%Y-%m-%d %H:%M"), "first_step": trainer.step}]
         self._write_facts(trainer)
 
@@ -155,10 +155,3 @@ def _jpeg(image: torch.Tensor, size: torch.Tensor) -> bytes:
     pixels = displayable(image, display_size(size, PICTURE_SIDE))
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed as a package"

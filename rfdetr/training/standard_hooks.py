@@ -33,12 +33,13 @@ from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionLoader
 from rfdetr.errors import InputError, did_you_mean
 from rfdetr.evaluation import DetectionMetrics
+from rfdetr.extras import import_named
 from rfdetr.plots import RunPictures
 from rfdetr.schedules import schedule_arguments
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
 from rfdetr.training.evaluation import as_trained_on, iou_types
-from rfdetr.training.parsing import find_class, make_object, plain_dict
+from rfdetr.training.parsing import make_object, plain_dict
 from rfdetr.training.reporting import ReportHook
 from rfdetr.training.run_folder import IMAGES, METRICS, METRICS_TABLE
 
@@ -79,7 +80,9 @@ def _of_spec(spec: Mapping[str, Any]) -> Wish:
     unknown = sorted(set(spec) - {"class_path", "init_args"}) if isinstance(spec, Mapping) else ["?"]
     if unknown or not isinstance(spec.get("class_path"), str):
         raise InputError(f"hooks: {spec} does not name a hook; give class_path, and init_args if it has any")
-    cls, init_args = find_class(spec["class_path"], Hook), spec.get("init_args") or {}
+    cls, init_args = import_named(spec["class_path"], "hooks"), spec.get("init_args") or {}
+    if not (isinstance(cls, type) and issubclass(cls, Hook)):
+        raise InputError(f"hooks: {spec['class_path']} is not a subclass of {Hook.__name__}")
     return Wish(cls, partial(make_object, cls, init_args))
 
 

@@ -178,7 +178,7 @@ ULTRALYTICS = [
     Line("max_det", "eval.max_dets, model.num_queries", "an image has at most num_queries detections", _effect("eval.max_dets")),
     Line("conf, iou, agnostic_nms", "rfdetr predict --threshold", "a DETR needs no NMS",
          f"{TOOLS}test_predict.py::test_a_threshold_that_no_score_can_have_is_refused"),
-    Line("compile", "train.compile", "", f"{TOOLS}test_start.py::test_blocks_are_compiled_on_request"),
+    Line("compile", "train.compile", "", f"{TOOLS}test_start.py::test_parts_are_compiled_on_request"),
 ]
 PROOFS = {  # test -> the settings, by their first name, that it is about; those of others show the effect of their option
     "tests/test_equivalence.py::test_one_batch_accumulated_batches_and_two_processes_train_the_same_detector": "grad_accum_steps",
@@ -217,7 +217,7 @@ PROOFS = {  # test -> the settings, by their first name, that it is about; those
     "tests/rfdetr/training/test_config.py::test_a_position_table_as_large_as_the_input_follows_the_resolution": "resolution",
     "tests/rfdetr/training/test_config.py::test_the_number_of_queries_is_also_the_number_of_detections": "num_queries",
     "tests/tools/test_start.py::test_frozen_parts_do_not_change_and_the_rest_does": "freeze_encoder",
-    "tests/tools/test_start.py::test_blocks_are_compiled_on_request": "compile",
+    "tests/tools/test_start.py::test_parts_are_compiled_on_request": "compile",
     "tests/rfdetr/test_optim.py::test_fused_kernels_are_used_where_the_device_has_them": "fused_optimizer",
     "tests/rfdetr/losses/test_matcher.py::test_golden": "set_cost_class set_cost_bbox set_cost_giou",
     "tests/hooks/test_drop_path.py::test_the_model_is_told_only_of_changes": "dropout",
