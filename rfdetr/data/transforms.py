@@ -4,6 +4,7 @@ Such transforms draw from the global generators, so those are seeded for each sa
 on its position in the run alone, and nobody else's draws are disturbed.
 """
 
+import importlib
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,6 @@ from torchvision.transforms.v2 import functional as F
 
 from rfdetr.data.scene import Scene
 from rfdetr.errors import InputError
-from rfdetr.extras import import_named
 
 
 def make_transforms(steps: Sequence[Callable | dict]) -> Callable:
@@ -83,10 +83,14 @@ def _make_transform(step: dict) -> Callable:
 
 def _find_transform(path: str) -> type:
     """Import a class whose objects can be called; a configuration names transforms, not any function that there is."""
-    package = path.partition(".")[0]
+    module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
     if package in sys.stdlib_module_names or package in sys.builtin_module_names:
         raise InputError(f"data.augment: {path} is of Python's own library, which has no transforms")
-    found = import_named(path, "data.augment")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's own module may raise anything
+        raise InputError(f"data.augment: there is no {path} ({error}); give the module and the class") from error
     if not isinstance(found, type) or not any("__call__" in vars(base) for base in found.__mro__):
         raise InputError(f"data.augment: {path} is not a class of transforms, whose objects are called with a sample")
     return found
