@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import yaml
 
 WHOLE = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -93,3 +94,14 @@ def flags(column: Iterable) -> tuple[np.ndarray, np.ndarray]:
     values, valid = whole_numbers([plain[value] if value is None or isinstance(value, bool) else value for value in column])
     valid &= (values == 0) | (values == 1)
     return valid & (values == 1), valid
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+        again = next((key for index, key in enumerate(keys) if key in keys[:index]), None) if len(set(keys)) < len(keys) else None
+        if again is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {again!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -15,7 +15,7 @@ from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.label_map import Category
 from rfdetr.data.yolo_labels import LineForm
 from rfdetr.errors import InputError
-from rfdetr.values import shown
+from rfdetr.values import UniqueKeyLoader, shown
 
 NOTHING = ("", "~", "null", "Null", "NULL")
 WHOLE = re.compile(r"[0-9]{1,6}")  # ids and counts beyond a million are slips
@@ -24,17 +24,6 @@ KINDS = {
     "names_count": Kind("error", "classes", "contradictions between nc and names", "make both of data.yaml agree"),
     "class_without_name": Kind("warning", "classes", "classes without a name", "name them in data.yaml", "repairs"),
 }
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
-        again = next((key for index, key in enumerate(keys) if key in keys[:index]), None) if len(set(keys)) < len(keys) else None
-        if again is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {again!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class _TextLoader(UniqueKeyLoader):

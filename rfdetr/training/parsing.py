@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from rfdetr.data.yolo_yaml import UniqueKeyLoader
 from rfdetr.errors import InputError, did_you_mean
+from rfdetr.values import UniqueKeyLoader
 
 CONFIG_FLAGS = ("--cfg", "--config")
 MAX_MESSAGE = 2000  # characters of what jsonargparse says, which may repeat a whole value
