@@ -1,6 +1,7 @@
 """What is imported only where it is needed: packages of some of the work, and classes that a configuration names."""
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -32,3 +33,10 @@ def import_named(path: str, option: str) -> Any:
     except Exception as error:  # a user's own module may raise anything
         raise InputError(f"{option}: cannot import {path!r}: {' '.join(str(error).split())}; give it as "
                          "package.module.Class") from error
+
+
+def installed_version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # ours, where it is run from its folder
+        return "(not installed)"

@@ -18,9 +18,8 @@ from jsonargparse import ArgumentParser, Namespace
 from rfdetr.errors import InputError, did_you_mean
 from rfdetr.report.read import open_runs
 from rfdetr.training.benchmark import ROWS, Side, check_rows
-from rfdetr.training.command_line import ExitCode, run_tool
+from rfdetr.training.command_line import ExitCode, check_installation, run_tool
 from rfdetr.training.config import RunConfig
-from rfdetr.training.installation import check_installation
 from rfdetr.training.parsing import check_words, make_config, make_parser, parse, parse_over
 from rfdetr.training.sections import DataConfig
 

@@ -15,6 +15,7 @@ from engine import Hook, Trainer
 from engine.distributed import is_main_process, world_size
 from engine.randomness import preserved_rng
 from hooks import BestCheckpointHook, COCOEvalHook
+from rfdetr.extras import installed_version
 from rfdetr.files import write_json
 from rfdetr.plots.pictures import display_size, displayable
 from rfdetr.plots.run_pictures import image_name
@@ -25,7 +26,6 @@ from rfdetr.report.page import write_report
 from rfdetr.report.read import DETECTIONS, FACTS, REPORT, Run, without_prefix
 from rfdetr.training.config import RunConfig
 from rfdetr.training.finish import FinishHook
-from rfdetr.training.installation import installed_version
 from rfdetr.training.parsing import plain_dict
 
 logger = logging.getLogger(__name__)
