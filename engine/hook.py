@@ -47,20 +47,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HOOK_POINTS = (
-    "before_train",
-    "before_epoch",
-    "before_step",
-    "after_batch",
-    "before_optimizer_step",
-    "after_step",
-    "after_epoch",
-    "after_eval",
-    "before_eval",
-    "after_eval_batch",
-    "after_train",
-)
-
 LIGHTNING_METHODS = {  # methods of its callbacks, which would never be called here, and what takes their place
     "on_fit_start": "before_train", "on_train_start": "before_train", "on_train_epoch_start": "before_epoch",
     "on_train_batch_start": "before_step", "on_before_backward": "before_step", "on_after_backward": "after_batch",
@@ -103,7 +89,7 @@ class Hook:
         for method in vars(cls):
             if method.startswith(("before_", "after_")) and method not in HOOK_POINTS:
                 close = difflib.get_close_matches(method, HOOK_POINTS, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = f"; did you mean {close[0]!r}?" if close else "."
                 raise TypeError(f"{cls.__name__}.{method} is not a hook point{hint} Hook points: {', '.join(HOOK_POINTS)}")
             if method in LIGHTNING_METHODS:
                 raise TypeError(f"{cls.__name__}.{method} is a method of Lightning's callbacks, which nothing calls here; in its "
@@ -187,6 +173,9 @@ class Hook:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned; called before `before_train`."""
+
+
+HOOK_POINTS = tuple(name for name in vars(Hook) if name.startswith(("before_", "after_")))
 
 
 class Hooks(list[Hook]):

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from engine.distributed import is_distributed
-from engine.sharding import is_sharded, load_model_state, load_optimizer_state, whole
+from engine.sharding import divided, is_sharded, whole
 
 
 class Alone:
@@ -86,13 +86,20 @@ class Sharded(Alone):
         return whole(super().state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        load_model_state(self.unwrapped, state)
+        own = self.unwrapped.state_dict()
+        super().load_state_dict({name: divided(value, own.get(name)) for name, value in state.items()})
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         return whole(super().optimizer_state(optimizer))
 
     def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
-        load_optimizer_state(optimizer, state)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parts = {
+            index: {name: divided(value, parameters[index]) for name, value in values.items()}
+            for index, values in state["state"].items()
+            if index < len(parameters)  # what does not fit is the optimizer's to report
+        }
+        super().load_optimizer_state(optimizer, {**state, "state": {**state["state"], **parts}})
 
     def refresh_eval_model(self) -> None:
         self.eval_model.load_state_dict(self.state_dict())

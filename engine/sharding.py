@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from engine.distributed import is_distributed, world_size
 
@@ -64,24 +63,7 @@ def whole(state: Any) -> Any:
     return state
 
 
-def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Fill a sharded model from whole tensors."""
-    own = model.state_dict()
-    model.load_state_dict({name: _divided(value, own.get(name)) for name, value in state.items()})
-
-
-def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Fill an optimizer of sharded parameters from whole tensors."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    divided = {
-        index: {name: _divided(value, parameters[index]) for name, value in values.items()}
-        for index, values in state["state"].items()
-        if index < len(parameters)  # what does not fit is the optimizer's to report
-    }
-    optimizer.load_state_dict({**state, "state": {**state["state"], **divided}})
-
-
-def _divided(value: Any, like: Any) -> Any:
+def divided(value: Any, like: Any) -> Any:
     """Divide a whole tensor like the sharded one of the same shape; anything else stays as it is."""
     if not _is_part(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value

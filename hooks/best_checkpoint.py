@@ -1,13 +1,11 @@
 """Keep the weights of the best evaluations: of the regular model and of its average, the better of the two, and some more."""
 
-from __future__ import annotations
-
 import logging
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -16,16 +14,10 @@ from engine.checkpoint import CheckpointError, load_checkpoint
 from engine.distributed import barrier, is_main_process
 from engine.files import replacing
 from engine.hook import Hook
+from engine.trainer import Trainer
 from hooks.monitor import direction, warn_of_missing
 
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
-
 logger = logging.getLogger(__name__)
-
-
-def _plain_payload(model: nn.Module) -> dict[str, Any]:
-    return {"model": model.state_dict(), "args": {}}
 
 
 class BestCheckpointHook(Hook):
@@ -61,7 +53,7 @@ class BestCheckpointHook(Hook):
         skip_first_epochs: int = 0,
         keep_top: int = 0,
     ) -> None:
-        self.payload = payload or _plain_payload
+        self.payload = payload or (lambda model: {"model": model.state_dict(), "args": {}})
         self.skip_first_epochs, self.keep_top = skip_first_epochs, keep_top
         self.best_steps: list[tuple[float, int]] = []
         self.monitors = {"regular": monitor_regular, "ema": monitor_ema}

@@ -1,19 +1,15 @@
 """Write checkpoint.pth, from which a run goes on where it was."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.background import BackgroundSaver
 from engine.distributed import gather_objects, is_distributed, is_main_process
 from engine.hook import Hook
+from engine.trainer import Trainer
 from engine.watch import doing
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

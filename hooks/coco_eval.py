@@ -1,19 +1,15 @@
 """Evaluate the regular model and its average after an epoch, and publish COCO metrics and F1."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from engine.distributed import is_main_process
 from engine.evaluate import evaluate
 from engine.hook import Hook, evaluation_listener, measured
+from engine.trainer import Trainer
 from rfdetr.evaluation import DetectionMetrics
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 
 class COCOEvalHook(Hook):

@@ -1,15 +1,11 @@
 """Stochastic depth and dropout whose rates follow a schedule over the run."""
 
-from __future__ import annotations
 
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.hook import Hook
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
+from engine.trainer import Trainer
 
 
 def drop_schedule(rate: float, epochs: int, steps_per_epoch: int, cutoff_epoch: int, mode: str, schedule: str) -> np.ndarray:

@@ -1,16 +1,12 @@
 """Stop a run whose metric no longer improves."""
 
-from __future__ import annotations
-
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.hook import Hook
+from engine.trainer import Trainer
 from hooks.monitor import direction, warn_of_missing
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

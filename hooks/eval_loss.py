@@ -1,10 +1,8 @@
 """Measure the training criterion on evaluation batches, in the forward that the metrics are made from."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +11,7 @@ from engine.device import to_device
 from engine.distributed import gather_objects
 from engine.hook import Hook
 from engine.loss import total_loss
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
+from engine.trainer import Trainer
 
 
 class EvalLossHook(Hook):

@@ -1,20 +1,16 @@
 """End a run in good order on a signal or at the end of its time budget."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.batches import WaitingEnded
 from engine.hook import Hook
+from engine.trainer import Trainer
 from engine.watch import watch
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

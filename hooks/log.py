@@ -1,23 +1,19 @@
 """Send training losses, speed and published metrics to writers (JSON lines, TensorBoard, …)."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.distributed import all_reduce_sum, gather_objects, is_main_process, world_size
 from engine.hook import Hook
+from engine.trainer import Trainer
 from hooks.writers import Writer, as_picture
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -61,28 +57,6 @@ class RunningMeans:
         self.names, self.totals = list(state["names"]), state["totals"].clone()
 
 
-class _Clock:
-    """Seconds of training since the last restart; evaluations and saving between epochs do not count."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self._started = time.perf_counter()
-        self._paused_at: float | None = None
-
-    def pause(self) -> None:
-        self._paused_at = time.perf_counter()
-
-    def resume(self) -> None:
-        if self._paused_at is not None:
-            self._started += time.perf_counter() - self._paused_at
-            self._paused_at = None
-
-    def seconds(self) -> float:
-        return (time.perf_counter() if self._paused_at is None else self._paused_at) - self._started
-
-
 class LogHook(Hook):
     """Write scalars every `every_steps` steps, at least once an epoch, and the metrics of each evaluation.
 
@@ -112,7 +86,7 @@ class LogHook(Hook):
         self._means = RunningMeans()
         self._logged: dict[str, RunningMeans] = {}  # of hooks, each of its own: ranks may log different things
         self._is_between_epochs = True
-        self._clock = _Clock()
+        self._seconds, self._last = 0.0, time.perf_counter()  # of training in the period, and when they were counted last
         self._num_images, self._data_seconds = 0, 0.0  # the trainer's at the start of the period
         self._lr = math.nan
         self._step = 0
@@ -125,13 +99,14 @@ class LogHook(Hook):
 
     def before_epoch(self, trainer: Trainer) -> None:
         self._is_between_epochs = False
-        self._clock.resume()
+        self._last = time.perf_counter()  # evaluations and saving between epochs do not count
 
     def before_optimizer_step(self, trainer: Trainer) -> None:
         self._lr = trainer.optimizer.param_groups[0]["lr"]  # after the step, the scheduler has put in the next one
 
     def after_step(self, trainer: Trainer) -> None:
-        self._step = trainer.step
+        self._step, now = trainer.step, time.perf_counter()
+        self._seconds, self._last = self._seconds + now - self._last, now
         self._means.add({**trainer.losses, "grad_norm": trainer.grad_norm})
         if self.every_steps < trainer.steps_per_epoch:
             is_due = trainer.step % self.every_steps == 0
@@ -141,9 +116,6 @@ class LogHook(Hook):
             self._log(trainer)
         is_last = trainer.epoch_step == trainer.steps_per_epoch or trainer.is_finished
         self._is_between_epochs = is_last or trainer.stop_reason is not None
-
-    def after_epoch(self, trainer: Trainer) -> None:
-        self._clock.pause()
 
     def logged(self, trainer: Trainer, name: str, value: float | Tensor) -> None:
         """Take a number into the period's mean, without waiting for the device; between epochs write it.
@@ -204,7 +176,7 @@ class LogHook(Hook):
 
     def _log(self, trainer: Trainer) -> None:
         means = self._means.compute()  # collective
-        seconds = max(self._clock.seconds(), 1e-9)
+        seconds = max(self._seconds, 1e-9)
         scalars = {f"train/{name}": value for name, value in means.items()}
         scalars["train/lr"] = self._lr
         scalars["train/images_per_s"] = (trainer.num_images - self._num_images) * world_size() / seconds
@@ -228,7 +200,7 @@ class LogHook(Hook):
 
     def _start_period(self, trainer: Trainer) -> None:
         self._num_images, self._data_seconds = trainer.num_images, trainer.data_seconds
-        self._clock.restart()
+        self._seconds, self._last = 0.0, time.perf_counter()
 
     def _write(self, trainer: Trainer, scalars: dict[str, float]) -> None:
         line = (dict(scalars), trainer.step, trainer.epoch)

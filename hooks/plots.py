@@ -1,21 +1,17 @@
 """Pictures of a run: what the model is trained on, what it finds, and plots of the metrics."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.distributed import is_main_process
 from engine.hook import Hook
 from engine.randomness import preserved_rng
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
-    from hooks.coco_eval import COCOEvalHook
+from engine.trainer import Trainer
+from hooks.coco_eval import COCOEvalHook
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +54,12 @@ class PlotsHook(Hook):
         self.failed: set[str] = set()  # pictures that are not tried again
 
     def before_train(self, trainer: Trainer) -> None:
-        self._draw("train_batch.png", self._draw_samples, trainer)
+        self._draw(trainer, self._draw_samples, "train_batch.png")
         self._show(trainer, "train_batch.png")
 
     def after_eval(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         self.num_evaluations += 1
-        self._draw("val_predictions.png", self._draw_predictions, trainer)
+        self._draw(trainer, self._draw_found, "val_predictions.png")
         if self._is_milestone():
             self._draw_charts(trainer)
 
@@ -71,15 +67,14 @@ class PlotsHook(Hook):
         if not (self.num_evaluations and self._is_milestone()):
             self._draw_charts(trainer)
         else:
-            self._draw("curves.png", self._plot_curves, trainer)  # with what came after the evaluation
+            self._draw(trainer, self._plot_curves, "curves.png")  # with what came after the evaluation
 
     def _is_milestone(self) -> bool:
         return self.num_evaluations & (self.num_evaluations - 1) == 0  # a power of two: of many evaluations, few
 
     def _draw_charts(self, trainer: Trainer) -> None:
-        self._draw("pr_curve.png", self._plot_pr_curves, trainer)
-        self._draw("confusion_matrix.png", self._plot_confusion, trainer)
-        self._draw("curves.png", self._plot_curves, trainer)
+        self._draw(trainer, self._draw_found, "pr_curve.png", "confusion_matrix.png")
+        self._draw(trainer, self._plot_curves, "curves.png")
         self._show(trainer, *self.writes[1:])
 
     def _show(self, trainer: Trainer, *names: str) -> None:
@@ -88,16 +83,17 @@ class PlotsHook(Hook):
             if (path := trainer.output_dir / name).exists() and name not in self.failed:
                 trainer.log_image(path.stem, path)
 
-    def _draw(self, name: str, draw: Callable[[Trainer, Path], None], trainer: Trainer) -> None:
-        if not is_main_process() or name in self.failed:
-            return
-        try:
-            with preserved_rng(trainer.device):
-                draw(trainer, trainer.output_dir / name)
-        except Exception as error:  # whatever is wrong with a picture, the training is worth more
-            self.failed.add(name)
-            logger.warning("%s could not be drawn (%s: %s); training goes on without it", name, type(error).__name__, error)
-            logger.debug("where %s failed", name, exc_info=True)
+    def _draw(self, trainer: Trainer, draw: Callable[[Trainer, Path], None], *names: str) -> None:
+        for name in names if is_main_process() else ():
+            if name in self.failed:
+                continue
+            try:
+                with preserved_rng(trainer.device):
+                    draw(trainer, trainer.output_dir / name)
+            except Exception as error:  # whatever is wrong with a picture, the training is worth more
+                self.failed.add(name)
+                logger.warning("%s could not be drawn (%s: %s); training goes on without it", name, type(error).__name__, error)
+                logger.debug("where %s failed", name, exc_info=True)
 
     def _draw_samples(self, trainer: Trainer, path: Path) -> None:
         """Ask the data set itself for the first samples of the epoch; the loader is not started and does not move."""
@@ -109,46 +105,32 @@ class PlotsHook(Hook):
         title = f"the first training samples of epoch {trainer.epoch + 1}, as the model gets them"
         self.pictures.samples(loader.dataset, keys, path, title=title)
 
-    def _draw_predictions(self, trainer: Trainer, path: Path) -> None:
-        metrics = self._last_metrics(trainer)
-        if self.val_dataset and metrics is not None:
-            threshold = self._threshold(trainer, _better_model(trainer))
-            self.pictures.predictions(metrics, self.val_dataset, path, score_threshold=threshold, model=_shown_model(trainer))
-
-    def _plot_pr_curves(self, trainer: Trainer, path: Path) -> None:
-        metrics = self._last_metrics(trainer)
-        if metrics is not None:
-            self.pictures.pr_curves(metrics, path, model=_shown_model(trainer))
-
-    def _plot_confusion(self, trainer: Trainer, path: Path) -> None:
-        metrics = self._last_metrics(trainer)
-        if metrics is not None:
-            threshold = self._threshold(trainer, _better_model(trainer))
-            self.pictures.confusion(metrics, path, score_threshold=threshold, model=_shown_model(trainer))
+    def _draw_found(self, trainer: Trainer, path: Path) -> None:
+        """Draw what the better model has found in the last evaluation, if there was one."""
+        name = _better_model(trainer)
+        metrics = None if self.coco_eval is None else self.coco_eval.last_metrics.get(name)
+        if metrics is None:
+            return
+        threshold = self.score_threshold
+        if threshold is None:
+            threshold = trainer.metrics.get(f"{_prefix(name)}F1_threshold") or DEFAULT_THRESHOLD  # 0: nothing was found yet
+        model = f"{name} model, epoch {trainer.epoch + (trainer.epoch_step > 0)}"  # max_steps may cut one short
+        if path.name == "pr_curve.png":
+            self.pictures.pr_curves(metrics, path, model=model)
+        elif path.name == "confusion_matrix.png":
+            self.pictures.confusion(metrics, path, score_threshold=threshold, model=model)
+        elif self.val_dataset:
+            self.pictures.predictions(metrics, self.val_dataset, path, score_threshold=threshold, model=model)
 
     def _plot_curves(self, trainer: Trainer, path: Path) -> None:
         metrics_file = trainer.output_dir / "metrics.jsonl"
         if metrics_file.exists():
             self.pictures.curves(metrics_file, path, steps_per_epoch=trainer.steps_per_epoch)
 
-    def _last_metrics(self, trainer: Trainer) -> Any:
-        """Return the `DetectionMetrics` of the better model, None before the first evaluation."""
-        return None if self.coco_eval is None else self.coco_eval.last_metrics.get(_better_model(trainer))
-
-    def _threshold(self, trainer: Trainer, name: str) -> float:
-        if self.score_threshold is not None:
-            return self.score_threshold
-        return trainer.metrics.get(f"{_prefix(name)}F1_threshold") or DEFAULT_THRESHOLD  # 0: nothing was found yet
-
 
 def _prefix(name: str) -> str:
     """Return how the published metrics of a model begin."""
     return "val/" if name == "regular" else f"val/{name}_"
-
-
-def _shown_model(trainer: Trainer) -> str:
-    """Say in a title which model a picture is of, and of when."""
-    return f"{_better_model(trainer)} model, epoch {trainer.epoch + (trainer.epoch_step > 0)}"  # max_steps may cut one short
 
 
 def _better_model(trainer: Trainer) -> str:

@@ -1,29 +1,23 @@
 """How a run goes, for people: a bar for each epoch on terminals and in notebooks, and one table, a row an epoch."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from engine.distributed import is_main_process, world_size
 from engine.hook import Hook
+from engine.trainer import Trainer
 from hooks.table import Column, cells, columns_of_run, header, shown_row
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of letters
     from tqdm.auto import tqdm
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from engine.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,13 @@
 """The table of a run on the console: which columns it has, and what is written in them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from engine.trainer import Trainer
 from hooks.best_checkpoint import BestCheckpointHook
 from hooks.eval_loss import EvalLossHook
 from hooks.monitor import direction
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
 
 NOTHING = "-"
 

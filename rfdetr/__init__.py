@@ -3,8 +3,6 @@
 The names below are imported when they are first asked for, so that a command line answers before torch has been loaded.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from rfdetr.lazy import lazy_names
@@ -19,27 +17,8 @@ if TYPE_CHECKING:
     from rfdetr.losses.config import LossConfig
     from rfdetr.nested_tensor import NestedTensor
     from rfdetr.weights import LoadReport, checkpoint_payload, load_weights, official_state_dict
-
-__all__ = [
-    "VARIANTS",
-    "Detector",
-    "InputError",
-    "LabelMap",
-    "LoadReport",
-    "LossConfig",
-    "ModelConfig",
-    "NestedTensor",
-    "Prediction",
-    "build_criterion",
-    "build_model",
-    "build_postprocess",
-    "checkpoint_payload",
-    "load",
-    "load_weights",
-    "official_state_dict",
-]
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
-    __getattr__, __dir__ = lazy_names(__name__, {
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__, __dir__ = lazy_names(__name__, {
         "build": ("build_criterion", "build_model", "build_postprocess"),
         "config": ("VARIANTS", "ModelConfig"),
         "data": ("LabelMap",),

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from rfdetr.config import ModelConfig
-from rfdetr.encoders import ENCODERS
+from rfdetr.config import ENCODERS, ModelConfig
 from rfdetr.losses import HungarianMatcher, SetCriterion
 from rfdetr.losses.config import LossConfig
 from rfdetr.models.backbone import Backbone, WindowedViT

@@ -1,9 +1,24 @@
 """The detector's architecture: `ModelConfig`, a frozen dataclass that checks itself when it is made, and the `VARIANTS`."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from rfdetr.encoders import ENCODERS
 from rfdetr.errors import InputError
+
+
+class EncoderSize(NamedTuple):
+    """Size of a ViT encoder; the head width is 64 everywhere."""
+
+    width: int
+    depth: int
+    num_heads: int
+
+
+ENCODERS: dict[str, EncoderSize] = {
+    "dinov2_windowed_small": EncoderSize(384, 12, 6),
+    "dinov2_windowed_base": EncoderSize(768, 12, 12),
+    "pico": EncoderSize(192, 6, 3),  # ours: trains from scratch on a CPU
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +28,7 @@ class ModelConfig:
     Change a variant with ``dataclasses.replace(VARIANTS["nano"], num_queries=100)``.
     """
 
-    encoder: str = "dinov2_windowed_small"  # a key of rfdetr.encoders.ENCODERS
+    encoder: str = "dinov2_windowed_small"  # a key of ENCODERS
     out_feature_indexes: tuple[int, ...] = (3, 6, 9, 12)  # taps: "after n blocks"; also the indices of the global blocks
     patch_size: int = 16  # pixels
     num_windows: int = 2  # attention windows a side

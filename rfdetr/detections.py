@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
 from rfdetr.evaluation.records import encode_masks
+from rfdetr.extras import import_extra
 from rfdetr.plots.pictures import draw_detections
 
 if TYPE_CHECKING:
@@ -66,11 +67,7 @@ class Prediction:
         Raises:
             InputError: the package is not installed.
         """
-        try:
-            import supervision
-        except ImportError as error:
-            raise InputError("to_supervision: the package supervision is not installed; pip install supervision, or this project "
-                             'with it: pip install -e ".[supervision]"') from error
+        supervision = import_extra("supervision", "supervision", "to_supervision: the package supervision")
         return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, mask=self.masks,
                                       data={"class_name": self.names})
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` for a package.
+def lazy_names(
+    package: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__all__``, ``__getattr__`` and ``__dir__`` for a package.
 
     Args:
         package: its ``__name__``.
@@ -22,4 +24,4 @@ def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> tuple[Callab
         namespace[name] = found = getattr(importlib.import_module(home_of[name]), name)
         return found
 
-    return get, lambda: sorted({*namespace, *home_of})
+    return sorted(home_of), get, lambda: sorted({*namespace, *home_of})

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import importlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from rfdetr.errors import InputError
+from rfdetr.extras import import_named
 from rfdetr.models.freeze import find_parameters
 from rfdetr.schedules import SCHEDULES, lr_multiplier, schedule_arguments
 
@@ -177,11 +177,7 @@ def scheduler_class(name: str) -> type[LRScheduler]:
 def _find_class(name: str, package: Any, base: type, field: str) -> type[Any]:
     """Find a class by its name in ``package`` (in any case) or by its import path."""
     if "." in name:
-        module_name, _, class_name = name.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"{field}: cannot import {name!r} ({error}); give it as package.module.Class") from error
+        found = import_named(name, field)
     else:
         classes = {key.lower(): value for key, value in vars(package).items() if not key.startswith("_")}
         found = classes.get(name.lower())

@@ -6,11 +6,12 @@
 import re
 import reprlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 import numpy as np
+import yaml
 
 WHOLE = re.compile(r"([+-]?\d{1,18})(\.0*)?", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -23,6 +24,9 @@ class _Short(reprlib.Repr):
 
     def repr_array(self, numbers: array, level: int) -> str:
         return self.repr_list(numbers.tolist(), level)
+
+    def repr_int(self, value: int, level: int) -> str:
+        return super().repr_int(value, level) if abs(value) < 10**100 else "a number of more than 100 digits"
 
 
 _short = _Short()
@@ -56,26 +60,23 @@ def number(value: Any) -> float | None:
 
 def whole_numbers(column: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """Return a column (n,) int64, and which of its values (n,) bool are whole numbers; the others read 0."""
-    if set(map(type, column)) <= {int}:
-        try:
-            return np.array(column, dtype=np.int64), np.ones(len(column), dtype=bool)
-        except OverflowError:
-            pass
-    values = [whole_number(value) for value in column]
-    valid = np.array([value is not None for value in values], dtype=bool)
-    return np.array([value or 0 for value in values], dtype=np.int64), valid
+    return _as_array(column, {int}, np.int64, whole_number, 0)
 
 
 def numbers(column: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """Return a column (n,) float64, and which of its values (n,) bool are numbers; the others read NaN."""
-    if set(map(type, column)) <= {int, float}:
+    return _as_array(column, {int, float}, np.float64, number, np.nan)
+
+
+def _as_array(column: Sequence, plain: set[type], dtype: type, read: Callable, otherwise: float) -> tuple[np.ndarray, np.ndarray]:
+    if set(map(type, column)) <= plain:
         try:
-            return np.array(column, dtype=np.float64), np.ones(len(column), dtype=bool)
+            return np.array(column, dtype=dtype), np.ones(len(column), dtype=bool)
         except OverflowError:
             pass
-    values = [number(value) for value in column]
+    values = [read(value) for value in column]
     valid = np.array([value is not None for value in values], dtype=bool)
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64), valid
+    return np.array([otherwise if value is None else value for value in values], dtype=dtype), valid
 
 
 def rows_of_numbers(column: Sequence, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,3 +94,14 @@ def flags(column: Iterable) -> tuple[np.ndarray, np.ndarray]:
     values, valid = whole_numbers([plain[value] if value is None or isinstance(value, bool) else value for value in column])
     valid &= (values == 0) | (values == 1)
     return valid & (values == 1), valid
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+        again = next((key for index, key in enumerate(keys) if key in keys[:index]), None) if len(set(keys)) < len(keys) else None
+        if again is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {again!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -11,13 +10,13 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from rfdetr.errors import InputError
+from rfdetr.extras import import_extra
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
                   ".3gp", ".mjpeg", ".ogv")  # fmt: skip
@@ -55,7 +54,7 @@ class Video:
     """
 
     def __init__(self, source: str | os.PathLike | int) -> None:
-        av = load_av("videos, cameras and streams")
+        av = import_extra("av", "video", "videos, cameras and streams need PyAV, which")
         self.name, self._av, self.num_damaged = str(source), av, 0
         is_camera, is_address = self.name.isdecimal(), ADDRESS.match(self.name) is not None
         if not is_camera and not is_address and not Path(self.name).is_file():
@@ -88,7 +87,8 @@ class Video:
         for frame in self._decoded():
             seconds = number / float(self.rate) if frame.time is None else float(frame.time)
             first = seconds if first is None else first
-            yield Frame(number, seconds - first, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame))))
+            turns = round((getattr(frame, "rotation", 0) or 0) / 90)  # quarters, counter-clockwise
+            yield Frame(number, seconds - first, np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns)))
             number += 1
         if self.num_damaged:
             logger.warning("%s: %d parts are damaged and were left out", self.name, self.num_damaged)
@@ -116,7 +116,7 @@ class VideoWriter:
     """Writes pictures as an MP4 file, H.264 where PyAV has it; the first gives the size."""
 
     def __init__(self, path: Path, rate: Fraction = USUAL_RATE) -> None:
-        self._av = load_av("videos")
+        self._av = import_extra("av", "video", "videos need PyAV, which")
         codec = "libx264" if "libx264" in self._av.codecs_available else "mpeg4"
         self._container = self._av.open(str(path), "w", format="mp4")
         self._stream = self._container.add_stream(codec, rate=rate)
@@ -141,19 +141,6 @@ class VideoWriter:
         self._container.close()
 
 
-def load_av(what: str) -> ModuleType:
-    """Import PyAV.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module("av")
-    except ImportError as error:
-        raise InputError(f"{what} need PyAV, which is not installed: pip install av, or this project with it: "
-                         'pip install -e ".[video]"') from error
-
-
 def _camera(number: int) -> tuple[str, str]:
     """Return where a system has the camera of a number, and the format that FFmpeg reads it by."""
     if sys.platform == "darwin":
@@ -161,8 +148,3 @@ def _camera(number: int) -> tuple[str, str]:
     if sys.platform == "win32":
         raise InputError(f"{number}: Windows knows cameras by name only; record a file, or give the address of a stream")
     return f"/dev/video{number}", "v4l2"
-
-
-def _turns(frame: Any) -> int:
-    """Return how many quarter turns, counter-clockwise, a frame is to be shown with."""
-    return round((getattr(frame, "rotation", 0) or 0) / 90)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -60,6 +60,27 @@ class RawSplit:
     is_crowd: np.ndarray  # (M,) bool
     segmentations: list[bytes] | None = None  # M checked masks (mask_reading.py), None if not asked for
     open_image: Callable[[str], BinaryIO] | None = None  # opens a file name that is not a file under image_root (shards)
+
+    def rows_by_image(self) -> list[np.ndarray]:
+        """Return which objects each image has."""
+        order = np.argsort(self.image_indices, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(self.image_indices, minlength=len(self.image_ids)))[:-1])
+
+    def with_objects(self, chosen: np.ndarray, **changes: Any) -> "RawSplit":
+        """Return the split with some of its objects, rows or (M,) bool, and other changes."""
+        columns = {name: getattr(self, name)[chosen] for name in ("image_indices", "boxes", "category_ids", "areas", "is_crowd")}
+        if self.segmentations is not None:
+            columns["segmentations"] = [self.segmentations[row] for row in np.arange(len(self.boxes))[chosen]]
+        return replace(self, **{**columns, **changes})
+
+    def with_images(self, images: np.ndarray, **changes: Any) -> "RawSplit":
+        """Return the split with the images of these places, (n,) int, where one may be several times, and their objects."""
+        by_image = self.rows_by_image()
+        rows = [by_image[image] for image in images]
+        return self.with_objects(
+            np.concatenate([*rows, np.zeros(0, dtype=np.int64)]),
+            **{"image_indices": np.repeat(np.arange(len(images)), list(map(len, rows))), "image_ids": self.image_ids[images],
+               "file_names": [self.file_names[image] for image in images], "image_sizes": self.image_sizes[images], **changes})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

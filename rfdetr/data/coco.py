@@ -1,11 +1,10 @@
 """Read COCO annotation files (also Roboflow's exports) into arrays; entries that are wrong become findings and are left out."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import compress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +57,14 @@ def read_coco(
     Raises:
         InputError: the file as a whole is missing or not what it should be.
     """
-    with _opened(annotation_file) as file:
-        content = parse_json(file, annotation_file)
+    try:
+        with open(annotation_file, "rb") as file:
+            content = parse_json(file, annotation_file)
+    except FileNotFoundError:
+        raise InputError(f"{annotation_file}: there is no such annotation file; check the folder of the data set and its format"
+                         ) from None
+    except OSError as error:
+        raise InputError(f"{annotation_file}: cannot be read ({error.strerror or error}); check its permissions") from None
     content = content if choose is None else choose(content)
     return split_from_content(content, annotation_file, image_root, findings=findings, with_masks=with_masks)
 
@@ -86,27 +91,15 @@ def split_from_content(
     masks, kept = _read_masks(entries, sizes) if with_masks else (None, np.ones(len(boxes), dtype=bool))
     return RawSplit(
         source=source, image_root=image_root, image_ids=image_ids, file_names=[image["file_name"] for image in images],
-        image_sizes=image_sizes, categories=categories, category_ids=category_ids[kept], image_indices=image_indices[kept],
-        boxes=boxes[kept], areas=areas[kept], is_crowd=crowds[kept],
-        segmentations=None if masks is None else list(compress(masks, kept)),
-    )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such annotation file; check the folder of the data set and its format") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
+        image_sizes=image_sizes, categories=categories, category_ids=category_ids, image_indices=image_indices, boxes=boxes,
+        areas=areas, is_crowd=crowds, segmentations=masks,
+    ).with_objects(kept)
 
 
 def _rows(content: dict, name: str, source: Path | str, findings: Findings) -> list[dict]:
     """Return one of the file's lists of objects."""
     if name not in content:
-        raise InputError(f"{source}: the list {name!r} is missing (found: {_short(list(content))}); {EXPORT_AGAIN}")
+        raise InputError(f"{source}: the list {name!r} is missing (found: {shown(list(content))}); {EXPORT_AGAIN}")
     rows = content[name]
     if not isinstance(rows, list):
         raise InputError(f"{source}: {name!r} must be a list of objects; {EXPORT_AGAIN}")
@@ -245,9 +238,3 @@ def _is_text(value: Any) -> bool:
         return isinstance(value, str) and value != "" and "\0" not in value and os.fsencode(value) != b""
     except UnicodeEncodeError:
         return False
-
-
-def _short(values: list) -> str:
-    """Show the first of many values."""
-    first = ", ".join(shown(value) for value in values[:8])
-    return f"{first}, ... ({len(values)})" if len(values) > 8 else first

@@ -138,8 +138,7 @@ def _write_coco(raw: RawSplit, folder: Path, split: str, names: Sequence[str]) -
 
 def _write_yolo(raw: RawSplit, folder: Path, split: str, names: Sequence[str], numbers: dict[int, int], done: Converted) -> None:
     """Write label files, empty ones too; a picture that is listed again with the same objects is in a list as often."""
-    order = np.argsort(raw.image_indices, kind="stable")
-    rows_of = np.split(order, np.cumsum(np.bincount(raw.image_indices, minlength=len(names)))[:-1])
+    rows_of = raw.rows_by_image()
     done.losses["groups"] = sum(category.supercategory not in (None, "", "none", category.name) for category in raw.categories)
     listings: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):

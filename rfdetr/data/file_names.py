@@ -12,7 +12,6 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import compress
 from urllib.parse import unquote
 
 import numpy as np
@@ -153,8 +152,12 @@ def files_in(folder: str) -> set[str]:
         return set()
 
 
-def pictures_below(root: str, *, on_error: Callable[[OSError], None] = lambda error: None) -> Iterator[os.DirEntry]:
-    """Give what has the name of a picture in a folder and all below it, each folder once, however many links lead to it."""
+def pictures_below(root: str, *, strict: bool = False) -> Iterator[os.DirEntry]:
+    """Give what has the name of a picture in a folder and all below it, each folder once, however many links lead to it.
+
+    Args:
+        strict: raise the OSError of a folder that cannot be read, instead of leaving it out.
+    """
     waiting, links, seen = [root], [], set()
     while waiting or links:  # links last, so that pictures have the name of their own folder
         folder = waiting.pop() if waiting else links.pop()
@@ -171,8 +174,9 @@ def pictures_below(root: str, *, on_error: Callable[[OSError], None] = lambda er
                         (links if entry.is_symlink() else waiting).append(entry.path)
                     elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                         yield entry
-        except OSError as error:
-            on_error(error)
+        except OSError:
+            if strict:
+                raise
 
 
 def holds(ask: Callable[[], bool]) -> bool:
@@ -218,16 +222,7 @@ def _common_end(a: list[str], b: list[str]) -> int:
 
 def _only_images(raw: RawSplit, kept: np.ndarray) -> RawSplit:
     """Return a split without some of its images (N,) bool."""
-    if kept.all():
-        return raw
-    objects = kept[raw.image_indices]
-    return replace(
-        raw, image_ids=raw.image_ids[kept], file_names=list(compress(raw.file_names, kept)),
-        image_sizes=raw.image_sizes[kept], image_indices=(np.cumsum(kept) - 1)[raw.image_indices[objects]],
-        boxes=raw.boxes[objects], category_ids=raw.category_ids[objects], areas=raw.areas[objects],
-        is_crowd=raw.is_crowd[objects],
-        segmentations=None if raw.segmentations is None else list(compress(raw.segmentations, objects)),
-    )
+    return raw if kept.all() else raw.with_images(np.flatnonzero(kept))
 
 
 def _with_relative_names(raw: RawSplit, folders: _Folders) -> RawSplit:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, printable
 
 MAX_EXAMPLES = 5
 BRIEF = 100  # characters of the example in a log line
@@ -57,7 +57,7 @@ class Findings:
 
     def add(self, name: str, kind: Kind, examples: str | Iterable[str], count: int | None = None) -> None:
         """Count occurrences of a kind; `count` is the number of examples unless there are more of them than are given."""
-        given = [_printable(text) for text in ([examples] if isinstance(examples, str) else examples)]
+        given = [printable(text) for text in ([examples] if isinstance(examples, str) else examples)]
         if not given:
             return
         finding = self._found.setdefault((self.split, name), Finding(name, kind, self.split))
@@ -82,8 +82,3 @@ class Findings:
         for finding in counted:
             if finding.kind.severity == "warning" or finding.name in but:
                 logger.warning("%s", finding.brief())
-
-
-def _printable(text: str) -> str:
-    """Show what a terminal might take for a command; files hold anything."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

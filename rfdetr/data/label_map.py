@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rfdetr.errors import InputError
+from rfdetr.values import shown
 
 NO_PARENT = ("", "none", "null", None)  # what exporters write as supercategory where there is none
 MAX_SHOWN = 12  # classes in a message
@@ -43,13 +44,13 @@ class LabelMap:
                              f"{MAX_CLASSES}, and one name for each")
         for id_ in ids:
             if type(id_) is not int or not _INT64.min <= id_ <= _INT64.max:
-                raise InputError(f"label map: {_short(id_)} cannot be a category id; it must be a whole number of 64 bits")
+                raise InputError(f"label map: {shown(id_)} cannot be a category id; it must be a whole number of 64 bits")
         for name in names:
             if not isinstance(name, str) or len(name) > MAX_NAME:
-                raise InputError(f"label map: {_short(name)} cannot be the name of a class; it must be a text of at most "
+                raise InputError(f"label map: {shown(name)} cannot be the name of a class; it must be a text of at most "
                                  f"{MAX_NAME} characters")
         if any(id_ >= after for id_, after in zip(ids, ids[1:])):
-            raise InputError(f"label map: the category ids {_short(ids)} must ascend, each id once")
+            raise InputError(f"label map: the category ids {shown(list(ids))} must ascend, each id once")
         if self.raw and not 0 <= ids[0] <= ids[-1] <= MAX_CLASSES:
             raise InputError(f"label map: category ids {ids[0]} to {ids[-1]} cannot be labels, which are 0 to {MAX_CLASSES}; use "
                              "contiguous labels instead")
@@ -117,14 +118,14 @@ class LabelMap:
         """Make the map again from what `to_dict` returned; the values may come from anywhere."""
         rows = values.get("classes") if isinstance(values, dict) else None
         if not isinstance(rows, (list, tuple)) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"this is not a label map: {_short(values)}; it must be what LabelMap.to_dict wrote")
+            raise InputError(f"this is not a label map: {shown(values)}; it must be what LabelMap.to_dict wrote")
         labels, ids, names = (tuple(row.get(key) for row in rows) for key in ("label", "category_id", "name"))
         if values.get("kind") not in ("coco", "contiguous"):
-            raise InputError(f"label map: its kind is {_short(values.get('kind'))}; it must be contiguous or coco")
+            raise InputError(f"label map: its kind is {shown(values.get('kind'))}; it must be contiguous or coco")
         made = cls(ids, names, values["kind"] == "coco")
         if not all(type(label) is int for label in labels) or dict(zip(ids, labels)) != made.labels:
-            raise InputError(f"label map: the labels {_short(labels)} do not fit the category ids {_short(ids)} of kind "
-                             f"{values['kind']}")
+            raise InputError(f"label map: the labels {shown(list(labels))} do not fit the category ids {shown(list(ids))} of "
+                             f"kind {values['kind']}")
         return made
 
 
@@ -141,8 +142,8 @@ def without_groups(categories: Sequence[Category], annotated_ids: Iterable[int])
 
 def show_classes(classes: Collection[Category]) -> str:
     """List classes for a message."""
-    shown = [f"{_short(category.name)} (id {category.id})" for category in list(classes)[:MAX_SHOWN]]
-    return ", ".join(shown) + (f", ... ({len(classes)} in all)" if len(classes) > MAX_SHOWN else "")
+    texts = [f"{shown(category.name)} (id {category.id})" for category in list(classes)[:MAX_SHOWN]]
+    return ", ".join(texts) + (f", ... ({len(classes)} in all)" if len(classes) > MAX_SHOWN else "")
 
 
 def _distinct_names(categories: list[Category]) -> tuple[str, ...]:
@@ -153,14 +154,3 @@ def _distinct_names(categories: list[Category]) -> tuple[str, ...]:
 
 def _suffix(category_id: int) -> str:
     return f" (id {category_id})"
-
-
-def _short(value: Any) -> str:
-    """Show the beginning of a value that may be anything; to write all of it out could take for ever."""
-    if isinstance(value, (list, tuple)):
-        parts = [f"a {type(part).__name__}" if isinstance(part, (list, tuple)) else _short(part) for part in value[:8]]
-        return f"[{', '.join(parts)}{', ...' if len(value) > 8 else ''}]"
-    if not isinstance(value, (str, int, float, type(None))) or isinstance(value, int) and abs(value) > 10**100:
-        return f"a {type(value).__name__}"
-    shown = repr(value[:100] if isinstance(value, str) else value)
-    return f"{shown[:100]}..." if len(shown) > 100 else shown

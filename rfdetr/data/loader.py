@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from rfdetr.data.dataset import DetectionDataset
-from rfdetr.data.pixel_batch import PixelBatch
+from rfdetr.data.images import normalize, to_float
 from rfdetr.data.samplers import EvalSampler, SampleKey, TrainBatchSampler
 from rfdetr.data.shared_memory import free_shared_memory
 from rfdetr.errors import InputError
@@ -84,6 +84,22 @@ def eval_loader(
     sampler = EvalSampler(len(dataset), rank, world_size)
     return DetectionLoader(dataset, size_divisor, num_workers, skip_bad_images=False, sampler=sampler, batch_size=batch_size,
                            **options)
+
+
+class PixelBatch(NestedTensor):
+    """Pictures (B, 3, H, W) uint8 on their way from a loader; `to` makes the model's input of them.
+
+    Worker processes, pinned memory and the way to a device then hold bytes, a quarter of the numbers, and the device does the
+    arithmetic.
+    """
+
+    def to(self, device: torch.device | str, non_blocking: bool = False, dtype: torch.dtype | None = None) -> NestedTensor:
+        """Copy the bytes to a device, and normalise them there: (B, 3, H, W) float32, zero where the padding is."""
+        copied = super().to(device, non_blocking=non_blocking)
+        images = normalize(to_float(copied.tensors))
+        if copied.has_padding:
+            images = images.masked_fill_(copied.mask[:, None], 0.0)
+        return NestedTensor(images if dtype is None else images.to(dtype), copied.mask, has_padding=copied.has_padding)
 
 
 class DetectionLoader(DataLoader):
@@ -154,7 +170,7 @@ class DetectionLoader(DataLoader):
                 samples, targets, messages = batch
                 received += 1
                 self._note(messages)
-                yield samples, [_as_tensors(target) for target in targets]
+                yield samples, [{name: torch.as_tensor(value) for name, value in target.items()} for target in targets]
         except InputError as error:
             # from a worker the message arrives at the end of the worker's traceback
             raise InputError(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
@@ -278,10 +294,6 @@ def _divergence(found: float, expected: float) -> float:
     """Kullback-Leibler divergence of two shares, in nats."""
     pairs = (found, expected), (1 - found, 1 - expected)
     return sum(share * math.log(share / other) if other else math.inf for share, other in pairs if share)
-
-
-def _as_tensors(target: dict) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(value) for name, value in target.items()}
 
 
 class _WorkerDeaths:

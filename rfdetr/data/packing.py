@@ -7,7 +7,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from rfdetr.data.annotations import RawSplit
@@ -50,25 +49,18 @@ def pack_dataset(
 
 def pack_split(raw: RawSplit, folder: Path, split: str, shard_bytes: int) -> None:
     """Write the shards of one split; a shard is closed when it has reached its size."""
-    order = np.argsort(raw.image_indices, kind="stable")
-    ends = np.cumsum(np.bincount(raw.image_indices, minlength=len(raw.image_ids)))
-    number, tar = 0, None
+    number, tar, rows_by_image = 0, None, raw.rows_by_image()
     for index, name in enumerate(tqdm(raw.file_names, desc=split, unit="images", disable=not sys.stderr.isatty())):
         if tar is None:
             tar = tarfile.open(folder / f"{split}-{number:06d}.tar", "w", format=tarfile.USTAR_FORMAT)
         picture = read_picture(raw, name)
-        rows = order[ends[index - 1] if index else 0 : ends[index]]
         key = f"{raw.image_ids[index]:012d}"
         _add(tar, f"{key}{Path(name).suffix.lower()}", picture)
-        _add(tar, f"{key}.json", json.dumps(_entry(raw, index, rows)).encode())
+        objects = [row_entry(raw, row, row + 1) for row in rows_by_image[index].tolist()]
+        _add(tar, f"{key}.json", json.dumps({**image_entry(raw, index), "annotations": objects}).encode())
         if tar.offset >= shard_bytes or index == len(raw.file_names) - 1:
             tar.close()
             number, tar = number + 1, None
-
-
-def _entry(raw: RawSplit, index: int, rows: np.ndarray) -> dict[str, Any]:
-    """Return COCO's entry of an image, with its annotations in it."""
-    return {**image_entry(raw, index), "annotations": [row_entry(raw, row, row + 1) for row in rows.tolist()]}
 
 
 def read_picture(raw: RawSplit, name: str) -> bytes:

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 from rfdetr.errors import InputError
 
 MIN_STEPS = 5  # a smaller data set is drawn from with replacement until an epoch has as many steps
+MIN_WINDOWS = 2  # along a side; smaller sizes leave too few to attend over
 _ORDER_STREAM, _SAMPLE_STREAM, _MIXING_STREAM = 1, 2, 3  # keep the kinds of random streams apart
 
 
@@ -114,6 +115,14 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
 
     def _size(self, step: int) -> tuple[int, int] | None:
         return random.Random(step).choice(self.sizes) if self.sizes else None
+
+
+def multi_scale_sizes(resolution: int, patch_size: int, num_windows: int, expanded: bool) -> list[int]:
+    """List the sides (pixels, ascending) around ``resolution`` that split into whole windows of whole patches."""
+    step = patch_size * num_windows
+    offsets = range(-5, 6) if expanded else range(-3, 5)
+    multiples = (resolution // step + offset for offset in offsets)
+    return [multiple * step for multiple in multiples if multiple >= MIN_WINDOWS]
 
 
 def repeat_factors(images: np.ndarray, labels: np.ndarray, num_images: int, threshold: float) -> np.ndarray:

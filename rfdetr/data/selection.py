@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,7 @@ def select_classes(raw: RawSplit, wanted: Sequence[str] | None, *, as_one: bool,
         kept = np.isin(raw.category_ids, [category.id for category in categories])
         logger.info("data.classes: %s: %d of the %d objects of %s", ", ".join(category.name for category in categories),
                     kept.sum(), len(kept), raw.source)
-        raw = _with_objects(raw, kept, categories=categories)
+        raw = raw.with_objects(kept, categories=categories)
     if as_one:
         logger.info("data.single_class: the %d classes of %s are one, %r", len(raw.categories), raw.source, ONE_CLASS.name)
         raw = replace(raw, categories=[ONE_CLASS], category_ids=np.full_like(raw.category_ids, ONE_CLASS.id))
@@ -48,15 +47,4 @@ def select_images(raw: RawSplit, fraction: float) -> RawSplit:
     order = by_id[np.random.default_rng(_IMAGES_STREAM).permutation(num_images)]
     chosen = np.sort(order[: max(1, round(fraction * num_images))])
     logger.info("data.fraction: %g: %d of the %d images of %s", fraction, len(chosen), num_images, raw.source)
-    places = np.full(num_images, -1)
-    places[chosen] = np.arange(len(chosen))
-    raw = _with_objects(raw, places[raw.image_indices] >= 0)
-    return replace(raw, image_ids=raw.image_ids[chosen], file_names=[raw.file_names[index] for index in chosen],
-                   image_sizes=raw.image_sizes[chosen], image_indices=places[raw.image_indices])
-
-
-def _with_objects(raw: RawSplit, kept: np.ndarray, **changes: Any) -> RawSplit:
-    columns = {name: getattr(raw, name)[kept] for name in ("image_indices", "boxes", "category_ids", "areas", "is_crowd")}
-    if raw.segmentations is not None:
-        columns["segmentations"] = [raw.segmentations[row] for row in np.flatnonzero(kept)]
-    return replace(raw, **columns, **changes)
+    return raw.with_images(chosen)

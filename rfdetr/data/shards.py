@@ -193,16 +193,13 @@ def _read_file(path: str) -> bytes:
 def _places(images: list[dict], source: str) -> dict[str, tuple[int, int]]:
     """Return the first and the last byte + 1 of each picture in its shard."""
     for number, image in enumerate(images):
-        if not _is_place(image):
+        name, offset, length = (image.get(key) for key in ("file_name", "offset", "length"))
+        is_place = type(offset) is type(length) is int and 0 <= offset < MAX_PLACE and 0 <= length <= MAX_PICTURE
+        if not is_place or not is_possible(name):
             shown = ", ".join(f"{key!r} {str(image.get(key))[:40]!r}" for key in ("file_name", "offset", "length"))
             raise InputError(f"{source}: this is not an index of shards, whose images have a name, an offset and a length: entry "
                              f"{number} of images has {shown}; delete it, or pack the data set anew with tools/pack_shards.py")
     return {image["file_name"]: (image["offset"], image["offset"] + image["length"]) for image in images}
-
-
-def _is_place(image: dict) -> bool:
-    name, offset, length = (image.get(key) for key in ("file_name", "offset", "length"))
-    return is_possible(name) and type(offset) is type(length) is int and 0 <= offset < MAX_PLACE and 0 <= length <= MAX_PICTURE
 
 
 def _check_shards(places: dict[str, tuple[int, int]], shards: Shards, source: str) -> None:

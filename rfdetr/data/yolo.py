@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.images import IMAGE_SUFFIXES, ImageError, read_size
 from rfdetr.data.layouts import VAL_FRACTION, folders_below, split_of, val_names
 from rfdetr.data.segmentations import encode_polygons
-from rfdetr.data.yolo_labels import MAX_BYTES, LabelFile, Labels, join, parse_labels
+from rfdetr.data.yolo_labels import MAX_BYTES, LabelFile, join, parse_labels
 from rfdetr.data.yolo_yaml import read_categories, read_data_file, read_line_form, read_paths
 from rfdetr.errors import InputError
 
@@ -161,7 +160,9 @@ def read_yolo(split: YoloSplit, *, with_masks: bool, findings: Findings, val_fra
                      for (index, path), content in zip(paths.items(), pool.map(_read_label, paths.values()))]
             found = parse_labels(files, [category.id for category in categories], findings, form)
             if segmentations is not None:
-                segmentations += _segmentations(found, sizes)
+                scales = sizes[found.image_indices][:, ::-1]
+                segmentations += encode_polygons([[] if points is None else [to_pixels(points, scale)]
+                                                  for points, scale in zip(found.polygons, scales)])
             parts.append(found._replace(polygons=[]))
     labels, kept = join(parts, findings)
     scale = sizes[labels.image_indices][:, ::-1].astype(np.float64)
@@ -184,15 +185,7 @@ def _repeat(raw: RawSplit, counts: np.ndarray, findings: Findings) -> RawSplit:
     if not len(again) or findings.split != "train":
         return raw
     images = np.repeat(np.arange(len(counts)), counts)
-    num_objects = np.bincount(raw.image_indices, minlength=len(counts))
-    first = np.cumsum(num_objects) - num_objects  # row of each image; objects are in the order of their images
-    rows = np.concatenate([np.arange(first[image], first[image] + num_objects[image]) for image in images])
-    columns = {name: getattr(raw, name)[rows] for name in ("boxes", "category_ids", "areas", "is_crowd")}
-    return replace(
-        raw, image_ids=np.arange(len(images)), file_names=[raw.file_names[image] for image in images],
-        image_sizes=raw.image_sizes[images], image_indices=np.repeat(np.arange(len(images)), num_objects[images]),
-        segmentations=None if raw.segmentations is None else [raw.segmentations[row] for row in rows], **columns,
-    )
+    return raw.with_images(images, image_ids=np.arange(len(images)))
 
 
 def _locate(data_file: Path, content: dict[str, Any], key: str) -> YoloSplit:
@@ -236,15 +229,11 @@ def _candidates(value: str, places: tuple[Path, ...]) -> list[Path]:
 def _images_of(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
     """Give the images of a folder and all below it, of a list, or the one that this is."""
     if source.is_dir():
-        yield from (Path(entry) for entry in pictures_below(str(source), on_error=_raise))
+        yield from (Path(entry) for entry in pictures_below(str(source), strict=True))
     elif source.suffix.lower() == ".txt":
         yield from _listed_images(source, places, findings)
     else:
         yield source
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _listed_images(source: Path, places: tuple[Path, ...], findings: Findings) -> Iterator[Path]:
@@ -352,12 +341,6 @@ def _sizes(pool: ThreadPoolExecutor, images: list[Path], findings: Findings) -> 
 def to_pixels(points: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Return fractions (n, 2) in pixels (2n,) as before they were divided: drawing rounds halves, so the last bits count."""
     return np.round(points * scale, 9).ravel()
-
-
-def _segmentations(labels: Labels, sizes: np.ndarray) -> list[bytes]:
-    scales = sizes[labels.image_indices][:, ::-1]
-    return encode_polygons([[] if points is None else [to_pixels(points, scale)]
-                            for points, scale in zip(labels.polygons, scales)])
 
 
 def _short(path: Path, folder: Path) -> str:

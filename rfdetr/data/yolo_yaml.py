@@ -5,7 +5,6 @@ no, on, 12:30, 1e3 and 2024-01-01.
 """
 
 import re
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rfdetr.data.findings import Findings, Kind
 from rfdetr.data.label_map import Category
 from rfdetr.data.yolo_labels import LineForm
 from rfdetr.errors import InputError
+from rfdetr.values import UniqueKeyLoader, shown
 
 NOTHING = ("", "~", "null", "Null", "NULL")
 WHOLE = re.compile(r"[0-9]{1,6}")  # ids and counts beyond a million are slips
@@ -24,17 +24,6 @@ KINDS = {
     "names_count": Kind("error", "classes", "contradictions between nc and names", "make both of data.yaml agree"),
     "class_without_name": Kind("warning", "classes", "classes without a name", "name them in data.yaml", "repairs"),
 }
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
-        again = next((key for index, key in enumerate(keys) if key in keys[:index]), None) if len(set(keys)) < len(keys) else None
-        if again is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {again!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class _TextLoader(UniqueKeyLoader):
@@ -69,7 +58,7 @@ def read_paths(path: Path, content: dict[str, Any], key: str) -> list[str]:
     value = content[key]
     paths = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) and "\0" not in entry for entry in paths):
-        raise InputError(f"{path}: {key!r} must be a path or a list of paths; it is {_brief(value)}")
+        raise InputError(f"{path}: {key!r} must be a path or a list of paths; it is {shown(value)}")
     return paths
 
 
@@ -82,10 +71,10 @@ def read_categories(path: Path, content: dict[str, Any], findings: Findings) -> 
     by_id = {_whole(id_): name for id_, name in pairs}
     if not pairs or None in by_id or len(by_id) < len(pairs) or not all(isinstance(name, str) for name in by_id.values()):
         raise InputError(f"{path}: 'names' must be a list of class names, or class ids with their names (0: cat), each once; "
-                         f"{'it is ' + _brief(names) if names is not None else 'it is missing'}")
+                         f"{'it is ' + shown(names) if names is not None else 'it is missing'}")
     if "nc" in content and count not in (len(by_id), max(by_id) + 1):
         findings.add("names_count", KINDS["names_count"],
-                     f"{path.name}: nc is {_brief(content['nc']) if count is None else count}, but there are {len(by_id)} names")
+                     f"{path.name}: nc is {shown(content['nc']) if count is None else count}, but there are {len(by_id)} names")
     nameless = {id_ for id_, name in by_id.items() if not name.strip()}
     findings.add("class_without_name", KINDS["class_without_name"], [f"class {id_}" for id_ in sorted(nameless)])
     return [Category(id_, f"class_{id_}" if id_ in nameless else name) for id_, name in sorted(by_id.items())]
@@ -100,7 +89,7 @@ def read_line_form(path: Path, content: dict[str, Any]) -> LineForm:
         return LineForm(is_polygon=task in ("segment", "obb"))
     numbers = [_whole(entry) for entry in shape] if isinstance(shape, list) else []
     if len(numbers) != 2 or not numbers[0] or numbers[1] not in (2, 3):
-        raise InputError(f"{path}: 'kpt_shape' must be [number of key points, 2 or 3]; it is {_brief(shape)}")
+        raise InputError(f"{path}: 'kpt_shape' must be [number of key points, 2 or 3]; it is {shown(shape)}")
     return LineForm(key_point_fields=5 + numbers[0] * numbers[1])
 
 
@@ -108,8 +97,3 @@ def _whole(value: Any) -> int | None:
     if isinstance(value, str) and WHOLE.fullmatch(value):
         return int(value)
     return value if type(value) is int else None
-
-
-def _brief(value: Any) -> str:
-    """Show a value whose aliases may make it endless."""
-    return reprlib.repr(value)[:120]

@@ -5,8 +5,6 @@ follow: PyTorch itself finds something else when its input changes by a milliont
 PyTorch finds after such a change is right.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

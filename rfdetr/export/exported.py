@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rfdetr.errors import InputError
 from rfdetr.export.graph import RAW, SELECTED
-from rfdetr.export.packages import require
+from rfdetr.export.writing import import_onnx
 from rfdetr.models.two_stage import valid_share
 from rfdetr.nested_tensor import NestedTensor
 
@@ -109,11 +109,11 @@ class ProgramModel(ExportedModel):
 
 def has_provider(device: str) -> bool:
     """Tell whether ONNX Runtime can use this type of device."""
-    return PROVIDERS.get(device) in require("onnxruntime").get_available_providers()
+    return PROVIDERS.get(device) in import_onnx("onnxruntime").get_available_providers()
 
 
 def _open_session(path: Path, device: torch.device | str) -> Any:
-    runtime, device = require("onnxruntime"), torch.device(device)
+    runtime, device = import_onnx("onnxruntime"), torch.device(device)
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
     if not has_provider(device.type):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from rfdetr.data.images import IMAGENET_MEAN, IMAGENET_STD
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
+from rfdetr.extras import installed_version
 from rfdetr.weights.payload import MODEL_NAMES, config_of_fields, plain, variant_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def describe(
         "postprocess": postprocess, "precision": precision,
         KEY: {"model_config": vars(architecture), "label_map": label_map.to_dict(), "args": settings},
     }
-    return {"producer": f"rfdetr-engine {version()}", "variant": variant or "", "model_name": MODEL_NAMES.get(variant, ""),
+    return {"producer": f"rfdetr-engine {installed_version('rfdetr-engine')}", "variant": variant or "",
+            "model_name": MODEL_NAMES.get(variant, ""),
             **{name: json.dumps(plain(value)) if isinstance(value, dict) else value for name, value in facts.items()}}
 
 
@@ -62,10 +63,3 @@ def understand(found: Mapping[str, str], origin: str) -> dict[str, Any]:
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:  # somebody may have edited it
         raise InputError(f"{origin}: its metadata are damaged ({str(error)[:200]}); export the checkpoint again") from error
     return {"model_config": config, "label_map": label_map, "args": args}
-
-
-def version() -> str:
-    try:
-        return metadata.version("rfdetr-engine")
-    except metadata.PackageNotFoundError:  # run from its folder
-        return "(not installed)"

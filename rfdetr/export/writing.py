@@ -1,21 +1,25 @@
 """Exported programs into files: ONNX, or PyTorch's own."""
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
-from rfdetr.export.packages import require
+from rfdetr.extras import import_extra
 
 OPSET = 18  # what PyTorch's exporter writes itself; GridSample needs 16, LayerNormalization 17
 METADATA_FILE = "metadata.json"  # within a program's file
 NOISY = ("onnxscript", "onnx_ir", "torch.onnx")  # they log each thing that they could not simplify
+
+
+def import_onnx(package: str) -> ModuleType:
+    """Import a package of the extra `onnx`."""
+    return import_extra(package, "onnx", f"the package {package}, which ONNX files need,")
 
 
 def write_onnx(
@@ -23,7 +27,7 @@ def write_onnx(
 ) -> None:
     """Write a program as an ONNX file, with the metadata in its ``metadata_props``."""
     for package in ("onnx", "onnxscript"):
-        require(package)
+        import_onnx(package)
     with _quiet():
         made = torch.onnx.export(program, input_names=list(program.graph_signature.user_inputs), output_names=list(outputs),
                                  opset_version=opset, dynamo=True, verbose=False)

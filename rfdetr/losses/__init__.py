@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from rfdetr.losses.config import LossConfig
     from rfdetr.losses.criterion import SetCriterion
     from rfdetr.losses.matcher import HungarianMatcher
-
-__all__ = ["HungarianMatcher", "LossConfig", "SetCriterion"]
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
-    __getattr__, __dir__ = lazy_names(__name__, {
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__, __dir__ = lazy_names(__name__, {
         "config": ("LossConfig",), "criterion": ("SetCriterion",), "matcher": ("HungarianMatcher",)
     })

@@ -1,6 +1,5 @@
 """The colour of each class: the same in all pictures of a run, also for people who cannot tell red from green."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,14 +19,6 @@ _VISIONS = np.array([
     [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
 ])
 _XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-
-
-def class_colors(names: Sequence[str]) -> list[Color]:
-    """Return the colour of each class, (red, green, blue) of 0 to 255, by its place among the `names`.
-
-    A class has the same colour whatever number of others comes after it.
-    """
-    return [class_color(label) for label in range(len(names))]
 
 
 def class_color(label: int) -> Color:

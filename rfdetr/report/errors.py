@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torchvision.ops import box_iou
 
-from rfdetr.box_ops import box_iou
 from rfdetr.evaluation.coco_engine import EVERY_DETECTION, find_matches
 from rfdetr.evaluation.f1 import THRESHOLDS
 from rfdetr.evaluation.records import ImageRecord
@@ -146,7 +146,7 @@ def worst_images(errors: Errors, images: Sequence[ImageRecord], threshold: float
 
 def _ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     a, b = (torch.from_numpy(np.asarray(some, np.float64).reshape(-1, 4)) for some in (boxes, others))
-    return box_iou(a[:, None], b[None]).numpy()
+    return box_iou(a, b).nan_to_num_().numpy()  # 0 for boxes without area
 
 
 def _joined(columns: list[np.ndarray]) -> np.ndarray:

@@ -18,7 +18,6 @@ from rfdetr.shapes.scenes import CLASS_NAMES, Scene, draw_scene
 
 ANNOTATION_FILE = "_annotations.coco.json"
 MARKER_FILE = "shapes.json"
-MIN_IMAGE_SIZE = 64
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ def make_shapes(
     """
     root = Path(root)
     splits = {"train": num_train, "valid": num_val, "test": num_test}
-    _check_sizes(splits, image_size, seed)
     parameters = _parameters(splits, image_size, seed)
     if _is_ready(root, parameters):
         return root
@@ -54,16 +52,6 @@ def make_shapes(
         if not _is_ready(root, parameters):  # else another process was quicker with the same set
             raise InputError(f"cannot write the shapes data set to {root}: {error}; choose another folder") from error
     return root
-
-
-def _check_sizes(splits: dict[str, int], image_size: int, seed: int) -> None:
-    for split, num_images in splits.items():
-        if num_images < 1:
-            raise InputError(f"shapes: the {split} split needs at least 1 image, got {num_images}")
-    if image_size < MIN_IMAGE_SIZE:
-        raise InputError(f"shapes: image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}")
-    if seed < 0:
-        raise InputError(f"shapes: seed must not be negative, got {seed}")
 
 
 def _parameters(splits: dict[str, int], image_size: int, seed: int) -> dict:

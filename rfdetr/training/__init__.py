@@ -3,8 +3,6 @@
 The names below are imported when they are first asked for, so that a command line answers before torch has been loaded.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from rfdetr.lazy import lazy_names
@@ -26,13 +24,8 @@ if TYPE_CHECKING:
         OptimConfig,
         TrainConfig,
     )
-
-__all__ = [
-    "DataConfig", "DetectorConfig", "DropConfig", "EMAConfig", "EarlyStoppingConfig", "EvalConfig", "LogConfig", "LossConfig",
-    "OptimConfig", "RunConfig", "TrainConfig", "build_trainer", "evaluate", "export", "train",
-]
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
-    __getattr__, __dir__ = lazy_names(__name__, {
+else:  # a type checker would take any name for one of these
+    __all__, __getattr__, __dir__ = lazy_names(__name__, {
         "assemble": ("build_trainer",),
         "config": ("DetectorConfig", "LossConfig", "RunConfig"),
         "evaluation": ("evaluate",),

@@ -103,8 +103,7 @@ def build_trainer(
             model, criterion, optimizer, train_loader,
             max_epochs=config.train.epochs, max_steps=config.train.max_steps,
             lr_scheduler=build_lr_scheduler(config, optimizer, len(train_loader) // config.train.grad_accum_steps),
-            hooks=all_hooks,
-            grad_accum_steps=config.train.grad_accum_steps, clip_grad_norm=config.optim.clip_max_norm,
+            hooks=all_hooks, grad_accum_steps=config.train.grad_accum_steps, clip_grad_norm=config.optim.clip_max_norm,
             precision=config.train.precision, device=device, output_dir=config.train.output_dir,
             loss_normalize=config.loss.normalize, max_bad_steps=config.train.max_bad_steps, eval_model=eval_model,
         )

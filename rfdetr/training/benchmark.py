@@ -1,6 +1,5 @@
 """How fast this machine trains: rows measured in processes of their own, here and, alternating, in another environment."""
 
-import difflib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, did_you_mean
 
 COCO_IMAGES = 118_287  # of train2017
 WORK = str(Path(__file__).with_name("benchmark_work.py"))
@@ -39,9 +38,7 @@ def check_rows(names: str) -> list[str]:
     rows = [name.strip() for name in names.split(",")]
     for name in rows:
         if name not in ROWS:
-            close = difflib.get_close_matches(name, ROWS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(ROWS)}"
-            raise InputError(f"--rows: {name!r} is no row; {hint}")
+            raise InputError(f"--rows: {name!r} is no row; {did_you_mean(name, list(ROWS))}")
     return rows
 
 

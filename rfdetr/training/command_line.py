@@ -1,5 +1,6 @@
 """How every command ends: bad input in one message, and an exit code that says what happened."""
 
+import importlib
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 
 from rfdetr.errors import InputError, printable
+from rfdetr.extras import installed_version
 
 SECONDS_FOR_THE_FIRST = 5  # that other processes leave the first one to report an error
 PACKAGES = ("rfdetr", "engine", "hooks")
@@ -121,3 +123,21 @@ def bad_input(what: str) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"{what}{' '.join(str(error).split())}") from error
+
+
+def check_installation() -> None:
+    """Say in one message what is wrong when torch and torchvision do not load together.
+
+    Raises:
+        InputError: they do not.
+    """
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("torchvision")
+    except Exception as error:  # a torchvision made for another torch fails with ImportError, OSError, RuntimeError, ...
+        versions = {name: installed_version(name) for name in ("torch", "torchvision")}
+        raise InputError(
+            f"torch {versions['torch']} and torchvision {versions['torchvision']} do not load together "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). They have to be a matching pair; "
+            "install one with: pip install --upgrade --force-reinstall torch torchvision"
+        ) from error

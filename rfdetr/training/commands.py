@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, did_you_mean
 from rfdetr.report.read import open_runs
 from rfdetr.training.benchmark import ROWS, Side, check_rows
-from rfdetr.training.command_line import ExitCode, run_tool
+from rfdetr.training.command_line import ExitCode, check_installation, run_tool
 from rfdetr.training.config import RunConfig
-from rfdetr.training.installation import check_installation
-from rfdetr.training.parsing import check_words, make_config, make_parser, nearest, parse, parse_over
+from rfdetr.training.parsing import check_words, make_config, make_parser, parse, parse_over
 from rfdetr.training.sections import DataConfig
 
 CHECKPOINT_FLAGS = ("--checkpoint", "--ckpt_path")
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _command(name: str) -> Callable[[Sequence[str]], Any]:
     if name not in COMMANDS:
-        raise InputError(f"{name}: there is no such command{nearest(name, list(COMMANDS))}")
+        raise InputError(f"{name}: there is no such command; {did_you_mean(name, list(COMMANDS))}")
     return COMMANDS[name]
 
 

@@ -138,10 +138,7 @@ def letterbox_cell(config: DataConfig, architecture: ModelConfig) -> int | None:
 
 def check_splits(config: RunConfig) -> DatasetCheck:
     """Refuse data that would break or falsify the run, say what it will be evaluated on, and return the check with the splits."""
-    architecture = config.model.architecture()
-    check = check_data(config.data, architecture.input_size, architecture.num_queries, quick=True,
-                       with_masks=architecture.segmentation_head)
-    check.findings.refuse_errors(config.data.dataset_dir, but=_tolerated(config.data))
+    check = _check_quickly(config.data, config.model.architecture())
     for split, when in {"val": "during training", "test": "at the end"}.items():
         if split == "val" or config.eval.run_test:
             numbers = check.statistics[split]
@@ -150,11 +147,15 @@ def check_splits(config: RunConfig) -> DatasetCheck:
     return check
 
 
-def _tolerated(config: DataConfig) -> list[str]:
-    """Return the errors of the check that this run can do with."""
-    tolerated = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
-    tolerated += ["other_classes"] if config.single_class else []
-    return tolerated + (["missing_image", "no_image_size"] if config.on_bad_image == "skip" else [])
+def _check_quickly(config: DataConfig, architecture: ModelConfig, split: str | None = None) -> DatasetCheck:
+    """Check a data set, and refuse it for errors that this run cannot do with; or one split of it, as one of eval.sets."""
+    check = check_data(config, architecture.input_size, architecture.num_queries, quick=True,
+                       with_masks=architecture.segmentation_head)
+    but = ["same_image"]  # training on the images of the evaluation is a way to see whether a model learns at all
+    but += ["other_classes"] if config.single_class or split is not None else []
+    but += ["missing_image", "no_image_size"] if config.on_bad_image == "skip" else []
+    check.findings.refuse_errors(config.dataset_dir, but=but, split=split)
+    return check
 
 
 def check_data(config: DataConfig, input_size: tuple[int, int], num_queries: int, **options: bool) -> DatasetCheck:
@@ -172,18 +173,12 @@ def open_eval_sets(config: RunConfig, data: RunData, device: torch.device) -> di
         found = replace(found, white_level=getattr(data.train_set, "white_level", None))  # one for all splits
         logger.info("eval.sets: %s: evaluated is the %s split of %s", name, split, found.dataset_dir)
         with bad_input(f"eval.sets: {name}: "):
-            raw = _check_eval_set(found, split, data.architecture) if is_main_process() else None
+            raw = None
+            if is_main_process():  # what would break or falsify an evaluation later is refused now
+                raw = _check_quickly(found, data.architecture, split).splits[split].raw
             dataset = open_split(found, data.architecture, split, data.label_map, raw=raw, training=False)
         loaders[name] = build_eval_loader(config.data, dataset, data.architecture, device)
     return loaders
-
-
-def _check_eval_set(config: DataConfig, split: str, architecture: ModelConfig) -> RawSplit:
-    """Refuse now what would break or falsify an evaluation later, and return the split as read."""
-    check = check_data(config, architecture.input_size, architecture.num_queries, quick=True,
-                       with_masks=architecture.segmentation_head)
-    check.findings.refuse_errors(config.dataset_dir, but=[*_tolerated(config), "other_classes"], split=split)
-    return check.splits[split].raw
 
 
 def eval_set(config: RunConfig, name: str) -> tuple[DataConfig, str]:

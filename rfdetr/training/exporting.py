@@ -1,7 +1,5 @@
 """Export a checkpoint: traced, written, checked on pictures against PyTorch, and only then put in its place."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex
@@ -24,8 +22,7 @@ from rfdetr.export.check import TOLERANCES, Parity, compare
 from rfdetr.export.exported import ExportedModel, OnnxModel, ProgramModel
 from rfdetr.export.graph import output_names, trace
 from rfdetr.export.metadata import describe
-from rfdetr.export.packages import require
-from rfdetr.export.writing import OPSET, write_onnx, write_program
+from rfdetr.export.writing import OPSET, import_onnx, write_onnx, write_program
 from rfdetr.prediction import to_pixels
 from rfdetr.shapes.scenes import draw_scene
 from rfdetr.sources import find_pictures
@@ -69,7 +66,7 @@ def export(
     """
     if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
-            require(package)
+            import_onnx(package)
     content = checkpoint if isinstance(checkpoint, dict) else read_trained(checkpoint)
     reference = load(content, "cpu", use_ema=use_ema)
     if isinstance(reference.model, ExportedModel):

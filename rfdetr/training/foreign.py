@@ -1,14 +1,13 @@
 """Going on from a training checkpoint of another program, Lightning's or the published engine's, for what it holds."""
 
-import copy
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 from engine import Trainer
 from hooks import EMAHook
 from rfdetr.errors import InputError
+from rfdetr.training.start import average_state
 from rfdetr.weights import load_weights
 from rfdetr.weights.reading import normalise, open_plain
 
@@ -38,10 +37,7 @@ def continue_from(trainer: Trainer, content: dict[str, Any]) -> None:
     hooks = {}
     for hook in trainer.hooks:
         if isinstance(hook, EMAHook) and content["ema_model"] is not None:
-            average = copy.deepcopy(trainer.unwrapped_model)
-            load_weights(average, content, ema=True)
-            # warmed up: its decay must not grow from 0 again, or the average would be lost at once
-            hooks[hook.name] = {"num_updates": math.ceil(10 * hook.tau), "average": average.state_dict()}
+            hooks[hook.name] = average_state(hook, trainer.unwrapped_model, content)
     state = trainer.state_dict()
     step = content["epoch"] * trainer.steps_per_epoch
     trainer.load_state_dict({**state, "epoch": content["epoch"], "step": step, "epoch_step": 0, "hooks": hooks, "rng": [],

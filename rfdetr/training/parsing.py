@@ -3,8 +3,6 @@
 The functions are given the class of the configuration, whose fields are its sections, so that it can use them itself.
 """
 
-import difflib
-import importlib
 import json
 import os
 import re
@@ -19,8 +17,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from rfdetr.data.yolo_yaml import UniqueKeyLoader
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, did_you_mean
+from rfdetr.values import UniqueKeyLoader
 
 CONFIG_FLAGS = ("--cfg", "--config")
 MAX_MESSAGE = 2000  # characters of what jsonargparse says, which may repeat a whole value
@@ -124,22 +122,6 @@ def read_config(run_class: type, path: str | os.PathLike, overrides: Mapping[str
     return make_config(run_class, parser, parse(run_class, parser, argv))
 
 
-def find_class(path: str, base: type) -> type:
-    """Import ``package.module.Class``.
-
-    Raises:
-        InputError: there is no such class, its module fails, or it is no `base`.
-    """
-    module, _, name = str(path).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a user's own module may raise anything
-        raise InputError(f"hooks: cannot import {path!r}: {' '.join(str(error).split())}") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(f"hooks: {path} is not a subclass of {base.__name__}")
-    return found
-
-
 def make_object(cls: type, init_args: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
     """Make an object of checked `init_args`, as they stand in a YAML file, and of `given` values, which these go over."""
     parser = ArgumentParser(exit_on_error=False)
@@ -172,7 +154,7 @@ def check_flags(parser: ArgumentParser, argv: Sequence[str]) -> None:
     for word in argv:
         flag = word.split("=")[0].removeprefix("--").removesuffix("+")
         if word.startswith("--") and flag not in known:
-            raise InputError(f"--{flag}: there is no such option{nearest(flag, known, prefix='--')}")
+            raise InputError(f"--{flag}: there is no such option; {did_you_mean(flag, known, prefix='--')}")
 
 
 def check_config_file(run_class: type, path: Path) -> None:
@@ -217,27 +199,20 @@ def check_keys(run_class: type, content: dict[str, Any], where: str) -> None:
     every_key = [f"{name}.{field.name}" for name, section in sections.items() for field in fields(section)]
     for name, values in content.items():
         if name not in sections and name != "hooks":
-            raise InputError(f"{where}: {name}: there is no such section{nearest(str(name), [*sections, 'hooks', *every_key])}")
+            hint = did_you_mean(str(name), [*sections, "hooks", *every_key])
+            raise InputError(f"{where}: {name}: there is no such section; {hint}")
         if name == "hooks":
             continue
         if not isinstance(values, dict):
             raise InputError(f"{where}: {name}: has to hold keys and values, it holds {values!r}")
         for key in values:
             if f"{name}.{key}" not in every_key:
-                raise InputError(f"{where}: {name}.{key}: there is no such key{nearest(f'{name}.{key}', every_key)}")
+                raise InputError(f"{where}: {name}.{key}: there is no such key; {did_you_mean(f'{name}.{key}', every_key)}")
 
 
 def _add_to_import_path(folder: str) -> None:
     if folder not in sys.path:
         sys.path.append(folder)
-
-
-def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """Return a hint: the same key in another section, or else the most similar spelling."""
-    last = name.rsplit(".", 1)[-1]
-    elsewhere = [other for other in known if other.rsplit(".", 1)[-1] == last]
-    close = difflib.get_close_matches(name, elsewhere or known, n=1, cutoff=0.0 if elsewhere else 0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else f"; there are: {', '.join(prefix + n for n in known)}"
 
 
 def _readable(message: str) -> str:

@@ -49,7 +49,7 @@ def predict_into(
 
     Args:
         draw: also pictures, or a video, of what was found.
-        save: more files to write, of `prediction_files.MORE`.
+        save: more files to write: "crops", "yolo", "csv".
         options: of `Detector.predict`.
 
     Returns:

@@ -25,7 +25,6 @@ from rfdetr.prediction import drawn_paths, save_drawing
 from rfdetr.video import Video, VideoWriter
 
 RESULTS, LINES, PICTURES, DRAWN_VIDEO, TABLE = "predictions.json", "predictions.jsonl", "images", "video.mp4", "predictions.csv"
-MORE = ("crops", "yolo", "csv")
 COLUMNS = ("picture", "time", "category_id", "category_name", "score", "x", "y", "width", "height")
 
 

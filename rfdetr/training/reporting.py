@@ -6,7 +6,6 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -16,8 +15,10 @@ from engine import Hook, Trainer
 from engine.distributed import is_main_process, world_size
 from engine.randomness import preserved_rng
 from hooks import BestCheckpointHook, COCOEvalHook
+from rfdetr.extras import installed_version
 from rfdetr.files import write_json
 from rfdetr.plots.pictures import display_size, displayable
+from rfdetr.plots.run_pictures import image_name
 from rfdetr.report.detections import Evaluation, Picture, load_evaluation, save_evaluation
 from rfdetr.report.errors import find_errors, worst_images
 from rfdetr.report.evaluated import DEFAULT_THRESHOLD
@@ -94,7 +95,7 @@ class ReportHook(Hook):
         device = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else str(trainer.device)
         machine = {"Python": platform.python_version(), "system": platform.platform(), "device": device,
                    "precision": trainer.precision, "processes": str(world_size())}
-        self.facts["versions"] = {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__} | machine
+        self.facts["versions"] = {name: installed_version(name) for name in PACKAGES} | {"torch": torch.__version__} | machine
         self.facts["sessions"] = [*before, {"started": time.strftime("%Y-%m-%d %H:%M"), "first_step": trainer.step}]
         self._write_facts(trainer)
 
@@ -144,8 +145,8 @@ def with_pictures(evaluation: Evaluation, dataset: Any) -> Evaluation:
             continue
         image, target = large[index]
         if int(target["image_id"]) == evaluation.images[place].image_id:
-            name = dataset.image_path(index).name if hasattr(dataset, "image_path") else f"image {index}"
-            pictures[place] = Picture(name, tuple(target["orig_size"].tolist()), _jpeg(image, target["orig_size"]))
+            size = target["orig_size"]
+            pictures[place] = Picture(image_name(dataset, index), tuple(size.tolist()), _jpeg(image, size))
     return Evaluation(evaluation.images, evaluation.about, pictures)
 
 
@@ -154,10 +155,3 @@ def _jpeg(image: torch.Tensor, size: torch.Tensor) -> bytes:
     pixels = displayable(image, display_size(size, PICTURE_SIDE))
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=JPEG_QUALITY)
     return file.getvalue()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed as a package"

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from engine.distributed import gather_objects
 from rfdetr.data import LabelMap
 from rfdetr.data.class_matching import differences
 from rfdetr.errors import InputError
-from rfdetr.report.read import DETECTIONS, FACTS
+from rfdetr.report.read import DETECTIONS, FACTS, flat
 from rfdetr.training.foreign import continue_from, read_foreign
 from rfdetr.training.run_folder import CHECKPOINT, METRICS, METRICS_TABLE, RESULTS, check_empty, has_only_begun
 
@@ -46,7 +47,7 @@ def read_state(folder: Path, resume: str | None) -> tuple[Path, dict[str, Any]] 
     path = folder / CHECKPOINT if resume == "auto" else Path(resume).expanduser()
     if resume != "auto" and path.parent.resolve() != folder.resolve():
         check_empty(folder)
-    if resume == "auto" and not any(folder.glob(f"{path.stem}.prev*{path.suffix}")) and not _is_there(path):
+    if resume == "auto" and not any(folder.glob(f"{path.stem}.prev*{path.suffix}")) and not os.path.lexists(path):
         if not has_only_begun(folder):
             raise InputError(f"--resume auto: {folder} holds files of a run, but no {CHECKPOINT} to go on from; replace it by "
                              "--overwrite, or choose another folder")
@@ -74,14 +75,10 @@ def _check_kinds(path: Path, state: Mapping[str, Any]) -> None:
                              "from it")
 
 
-def _is_there(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
-
-
 def check_agreement(found: tuple[Path, Mapping[str, Any]] | None, settings: Mapping[str, Any]) -> None:
     """Refuse processes that would go on from different states, or with different settings. Collective."""
     where = None if found is None else (found[1]["epoch"], found[1]["step"], fingerprint(found[0]))
-    own = {name: value for name, value in _flat(settings) if name not in OF_A_MACHINE and not name.startswith("log.")}
+    own = {name: value for name, value in flat(settings).items() if name not in OF_A_MACHINE and not name.startswith("log.")}
     everyone = gather_objects((where, own))
     for rank, (their_place, theirs) in enumerate(everyone):
         first_place, first = everyone[0]
@@ -104,7 +101,7 @@ def check_same_run(state: Mapping[str, Any], metadata: Mapping[str, Any]) -> Non
     then, now = state.get("model_config") or {}, metadata["model_config"]
     different = [name for name in now if name in then and repr(then[name]) != repr(now[name]) and name not in WITHOUT_EFFECT]
     if different and "num_classes" not in different:
-        theirs, ours = ({name: value for name, value in _flat(part.get("args") or {}) if name.startswith("model.")}
+        theirs, ours = ({name: value for name, value in flat(part.get("args") or {}).items() if name.startswith("model.")}
                         for part in (state, metadata))
         settings = [name for name in ours if name in theirs and repr(ours[name]) != repr(theirs[name])]
         shown = [f"{name} {_shown(theirs[name])} there, {_shown(ours[name])} here" for name in settings]
@@ -124,7 +121,7 @@ def other_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> set
         InputError: one of them is about how a run starts, and could do nothing any more.
     """
     # compared as texts, since a file may hold anything, also tensors
-    then, now = dict(_flat(state.get("args") or settings if "foreign" not in state else settings)), dict(_flat(settings))
+    then, now = flat(state.get("args") or settings if "foreign" not in state else settings), flat(settings)
     different = [name for name in now if name not in then or repr(then[name]) != repr(now[name])]
     for name in different:
         if name in OF_THE_START and name in then:
@@ -193,12 +190,3 @@ def bring_along(checkpoint: Path, folder: Path) -> None:
     finally:
         shutil.rmtree(coming, ignore_errors=True)
     logger.info("copied from %s: %s", checkpoint.parent, ", ".join([path.name for path in found] + [checkpoint.name]))
-
-
-def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Give ``section.name`` and value of each setting."""
-    for section, values in settings.items():
-        if isinstance(values, Mapping):
-            yield from ((f"{section}.{name}", value) for name, value in values.items())
-        else:
-            yield section, values

@@ -74,7 +74,9 @@ def train(
             resume, overwrite = _after_a_restart(folder, resume, overwrite)
             for attempt in range(MAX_ROLLBACKS + 1):
                 try:
-                    return _train(_reseeded(config, attempt), hooks, resume=resume, overwrite=overwrite, **parts)
+                    seed = config.train.seed + attempt * SEED_STEP
+                    reseeded = replace(config, train=replace(config.train, seed=seed))
+                    return _train(reseeded, hooks, resume=resume, overwrite=overwrite, **parts)
                 except FloatingPointError as error:
                     can_roll_back = config.train.on_bad_steps == "rollback" and attempt < MAX_ROLLBACKS
                     if not can_roll_back or read_state(folder, "auto") is None:
@@ -147,8 +149,3 @@ def _after_a_restart(folder: Path, resume: str | None, overwrite: bool) -> tuple
         logger.warning("started again by torchrun: going on as with --resume auto")
         return "auto", False
     return resume, resume is None  # files of a run that had not saved anything
-
-
-def _reseeded(config: RunConfig, attempt: int) -> RunConfig:
-    """Return the configuration with other randomness for each attempt after the first."""
-    return replace(config, train=replace(config.train, seed=config.train.seed + attempt * SEED_STEP))

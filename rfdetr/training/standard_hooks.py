@@ -1,6 +1,5 @@
 """The hooks of every run, in their order, and how a user's subclass of one takes its place."""
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -32,14 +31,15 @@ from hooks.writers import CsvWriter, JsonlWriter, PictureWriter, TensorBoardWrit
 from rfdetr.build import build_criterion, build_postprocess
 from rfdetr.config import ModelConfig
 from rfdetr.data import DetectionLoader
-from rfdetr.errors import InputError
+from rfdetr.errors import InputError, did_you_mean
 from rfdetr.evaluation import DetectionMetrics
+from rfdetr.extras import import_named
 from rfdetr.plots import RunPictures
 from rfdetr.schedules import schedule_arguments
 from rfdetr.training.command_line import bad_input
 from rfdetr.training.config import RunConfig
 from rfdetr.training.evaluation import as_trained_on, iou_types
-from rfdetr.training.parsing import find_class, make_object, plain_dict
+from rfdetr.training.parsing import make_object, plain_dict
 from rfdetr.training.reporting import ReportHook
 from rfdetr.training.run_folder import IMAGES, METRICS, METRICS_TABLE
 
@@ -80,7 +80,9 @@ def _of_spec(spec: Mapping[str, Any]) -> Wish:
     unknown = sorted(set(spec) - {"class_path", "init_args"}) if isinstance(spec, Mapping) else ["?"]
     if unknown or not isinstance(spec.get("class_path"), str):
         raise InputError(f"hooks: {spec} does not name a hook; give class_path, and init_args if it has any")
-    cls, init_args = find_class(spec["class_path"], Hook), spec.get("init_args") or {}
+    cls, init_args = import_named(spec["class_path"], "hooks"), spec.get("init_args") or {}
+    if not (isinstance(cls, type) and issubclass(cls, Hook)):
+        raise InputError(f"hooks: {spec['class_path']} is not a subclass of {Hook.__name__}")
     return Wish(cls, partial(make_object, cls, init_args))
 
 
@@ -123,7 +125,7 @@ def build_hooks(
         facts: the check of the data, for the report.
 
     Raises:
-        InputError: two hooks for one place or of one name, or a subclass that does not take what a run has to give it.
+        InputError: two hooks for one place, or a subclass that does not take what a run has to give it.
     """
     postprocess = build_postprocess(architecture)
     evaluation = _evaluation(config, architecture, val_loader, postprocess, sets)
@@ -143,28 +145,27 @@ def build_hooks(
     parts = {PlotsHook: pictures, ReportHook: {"coco_eval": coco_eval, "dataset": dataset}}
     telling = [replace(one, parts=parts.get(one.hook, one.parts)) for one in telling]
     first, then = ([_make(one, taken) for one in some if one.enabled or one.hook in taken] for some in (steering, telling))
-    return _checked([*first, *(wish.make({}) for wish in others), *then, _make(saving, taken), coco_eval])
+    return [*first, *(wish.make({}) for wish in others), *then, _make(saving, taken), coco_eval]
 
 
 def _steering(config: RunConfig, payload: Callable) -> list[Standard]:
     """Return the hooks that change what is trained, and decide about it."""
-    ema, drop, stopping = config.ema, config.drop, config.early_stopping
     selection = {"monitor_regular": f"val/{config.monitor}", "monitor_ema": f"val/ema_{config.monitor}",
                  "skip_first_epochs": config.eval.skip_first_epochs}
+    stopping = {**_settings(config.early_stopping), **selection}
     return [
-        Standard(EMAHook, {"decay": ema.decay, "tau": ema.tau, "update_every": ema.update_every, "use_buffers": ema.use_buffers},
-                 enabled=ema.enabled),
-        Standard(DropPathHook, {"drop_path": drop.drop_path, "dropout": drop.dropout, "cutoff_epoch": drop.cutoff_epoch,
-                                "mode": drop.mode, "schedule": drop.schedule}),
-        Standard(EarlyStopHook, {
-            "patience": stopping.patience, "min_delta": stopping.min_delta, "use_ema": stopping.use_ema,
-            "check_finite": stopping.check_finite, "stopping_threshold": stopping.stopping_threshold,
-            "divergence_threshold": stopping.divergence_threshold, "verbose": stopping.verbose, **selection,
-        }, enabled=stopping.enabled),
+        Standard(EMAHook, _settings(config.ema), enabled=config.ema.enabled),
+        Standard(DropPathHook, _settings(config.drop)),
+        Standard(EarlyStopHook, stopping, enabled=config.early_stopping.enabled),
         Standard(BestCheckpointHook, {**selection, "keep_top": config.train.keep_top}, {"payload": payload}),
         Standard(PlateauHook, _plateau(config), enabled=config.optim.schedule == "plateau"),
         Standard(EvalLossHook, {"prepare": as_trained_on}, enabled=config.eval.loss),
     ]
+
+
+def _settings(section: Any) -> dict[str, Any]:
+    """Return the fields of a section, which are the arguments of its hook, but for the switch."""
+    return {name: value for name, value in vars(section).items() if name != "enabled"}
 
 
 def _plateau(config: RunConfig) -> dict[str, Any]:
@@ -223,13 +224,6 @@ def _make(standard: Standard, taken: Mapping[type[Hook], Wish]) -> Hook:
     return wish.make({name: value for name, value in given.items() if name not in refused})
 
 
-def _checked(hooks: list[Hook]) -> list[Hook]:
-    names = [hook.name for hook in hooks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"hooks: more than one is called {', '.join(twice)}; give each a `name` of its own")
-    return hooks
-
-
 def build_writers(config: RunConfig) -> list[Writer]:
     """Make what the scalars are written with; only the main process writes."""
     if not is_main_process():
@@ -267,7 +261,5 @@ def check_metrics(config: RunConfig, class_names: Sequence[str] | None = None) -
     for option, metric, names in followed:
         is_of_class = class_names is None and config.eval.per_class and "AP/" in metric
         if metric not in names and not is_of_class:
-            close = difflib.get_close_matches(metric, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            hint = "set eval.loss to true" if direction(metric) < 0 and not config.eval.loss else hint
+            hint = "set eval.loss to true" if direction(metric) < 0 and not config.eval.loss else did_you_mean(metric, names)
             raise InputError(f"{option}: {metric!r} is not measured; {hint}")

@@ -89,11 +89,16 @@ def continue_average(hooks: Sequence[Hook], model: nn.Module, start: dict[str, A
     """Let the EMA go on from the average that a checkpoint holds beside its weights, where that is an average of this model."""
     for hook in hooks:
         if isinstance(hook, EMAHook) and average_can_continue(model, start, label_map=label_map):
-            average = copy.deepcopy(model)
-            load_weights(average, start, ema=True, label_map=label_map)
-            warmed_up = math.ceil(10 * hook.tau)  # its decay must not grow from 0 again, or the average would be lost at once
-            hook.load_state_dict({"num_updates": warmed_up, "average": average.state_dict()})
+            hook.load_state_dict(average_state(hook, model, start, label_map))
             logger.info("the average goes on from the checkpoint's own")
+
+
+def average_state(hook: EMAHook, model: nn.Module, content: dict[str, Any], label_map: LabelMap | None = None) -> dict[str, Any]:
+    """Return the state in which an EMA goes on from the average that a checkpoint of the model holds."""
+    average = copy.deepcopy(model)
+    load_weights(average, content, ema=True, label_map=label_map)
+    warmed_up = math.ceil(10 * hook.tau)  # its decay must not grow from 0 again, or the average would be lost at once
+    return {"num_updates": warmed_up, "average": average.state_dict()}
 
 
 def best_content(model: nn.Module, *, config: ModelConfig, args: dict[str, Any], label_map: LabelMap) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import fields
-from typing import Any
 
 from rfdetr.schedules import SCHEDULES
 from rfdetr.training.config import RunConfig
@@ -26,7 +25,7 @@ def settings_without_effect(config: RunConfig) -> dict[str, str]:
     idle = {}
     for section, reason, names in _idle(config):
         values = getattr(config, section)
-        idle |= {f"{section}.{name}": reason for name in names if getattr(values, name) != _default(values, name)}
+        idle |= {f"{section}.{name}": reason for name in names if getattr(values, name) != getattr(type(values)(), name)}
     if config.optim.warmup_epochs > config.train.epochs:
         idle["optim.warmup_epochs"] = f"the learning rate never gets to its full height: the run has {config.train.epochs} epochs"
     return idle
@@ -56,7 +55,3 @@ def _idle(config: RunConfig) -> list[tuple[str, str, tuple[str, ...]]]:
             drop.drop_path == 0 and drop.dropout == 0,
     }
     return [key for key, off in is_off.items() if off]
-
-
-def _default(section: Any, name: str) -> Any:
-    return getattr(type(section)(), name)

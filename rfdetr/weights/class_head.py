@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from rfdetr.data.class_matching import differences, is_nameless, names_decide, pair_by_name
-from rfdetr.data.coco_classes import COCO_CLASSES
 from rfdetr.data.label_map import MAX_CLASSES, Category, LabelMap, show_classes
 from rfdetr.errors import InputError
 from rfdetr.weights.adapt import CLASS_BIAS
@@ -17,6 +17,10 @@ from rfdetr.weights.reading import normalise, origin_of
 logger = logging.getLogger(__name__)
 
 CLASS_HEADS = ("class_embed.", "transformer.enc_out_class_embed.")
+COCO_CLASSES = {  # by their category ids, which have gaps: the labels of the official COCO weights
+    id_: name for id_, name in enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
+    if name not in ("__background__", "N/A")
+}
 _COCO = LabelMap(tuple(COCO_CLASSES), tuple(COCO_CLASSES.values()), raw=True)
 
 

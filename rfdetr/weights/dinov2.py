@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -34,7 +35,7 @@ def load_backbone_weights(model: nn.Module, source: str | os.PathLike) -> None:
     width = own[_ENCODER + "cls_token"].shape[-1]
     origin = TIMM_MODELS.get(width, f"a DINOv2 of width {width}") if str(source) == "timm" else str(source)
     state = _from_timm(width) if str(source) == "timm" else _from_file(Path(source))
-    state = {_ENCODER + name: tensor for name, tensor in _timm_names(state, origin).items()}
+    state = _timm_names(state, own, origin)
     _check(state, own, origin)
     kernel, table = _ENCODER + "patch_embed.proj.weight", _ENCODER + "pos_embed"
     size = list(own[kernel].shape[-2:])
@@ -74,16 +75,16 @@ def _from_file(path: Path) -> dict[str, Tensor]:
         raise InputError(f"backbone_weights {path}: not a readable safetensors file ({error}); get it again") from error
 
 
-def _timm_names(state: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
-    """Bring names of Hugging Face's DINOv2 to timm's, which are also those of the original."""
+def _timm_names(state: dict[str, Tensor], own: Iterable[str], origin: str) -> dict[str, Tensor]:
+    """Bring names of Hugging Face's DINOv2 to timm's, which are also those of the original, and so to our `own`."""
     state = {name.removeprefix("dinov2."): tensor for name, tensor in state.items()}
     if not any(name.startswith("embeddings.") for name in state):
-        return state
+        return {_ENCODER + name: tensor for name, tensor in state.items()}
+    state = {OFFICIAL_ENCODER + name: tensor for name, tensor in state.items()}
     try:
-        native = to_native({OFFICIAL_ENCODER + name: tensor for name, tensor in state.items()})
-    except KeyError as error:  # query, key and value must come together
+        return {name: to_native(name, state) for name in own}
+    except KeyError as error:
         raise InputError(f"backbone_weights {origin}: lacks {error}") from None
-    return {name.removeprefix(_ENCODER): tensor for name, tensor in native.items()}
 
 
 def _check(state: dict[str, Tensor], own: dict[str, Tensor], origin: str) -> None:

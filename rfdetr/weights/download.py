@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import hashlib
 import http.client
 import logging
 import os
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
 from rfdetr.errors import InputError
@@ -131,7 +131,7 @@ def _download(name: str, published: Published, base_url: str, folder: Path) -> P
         raise InputError(f"weights {name}: cannot write to the cache folder {folder} ({error}); set {CACHE_VARIABLE} to another "
                          "folder, or download the file from "
                          f"{url} (md5 {published.md5}) and give its path") from error
-    found = _md5(target)
+    found = calculate_md5(target)
     if found != published.md5:
         raise InputError(f"weights {name}: {target} has the md5 {found}, the published file {published.md5}. It is left as it "
                          "is: move it away to download the published one, or give its path in full to use it all the same")
@@ -149,7 +149,7 @@ def _fetch(name: str, url: str, md5: str, target: Path, by_hand: str) -> None:
         size = part.stat().st_size if part.exists() else 0
         kept = f" {size:,} bytes are kept, the next try goes on from there." if size else ""
         raise InputError(f"weights {name}: cannot download {url} ({_text(error)}).{kept} {by_hand}") from error
-    found = _md5(part)
+    found = calculate_md5(part)
     if found != md5:
         part.unlink()
         if resumed:  # the old part may have been of another file
@@ -200,14 +200,6 @@ def _receive(url: str, part: Path, name: str) -> None:
     size = part.stat().st_size
     if total is not None and size < total:
         raise ConnectionError(f"connection cut after {size:,} of {total:,} bytes")
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _text(error: Exception) -> str:

@@ -82,7 +82,8 @@ def load_weights(
     if len(report.loaded) < _ENOUGH * len(wanted) and not allow_partial:
         raise InputError(f"{origin}: fills only {len(report.loaded)} of the model's {len(wanted)} tensors; missing: "
                          f"{', '.join(report.missing[:3])}, ... Pass allow_partial=True if that is meant")
-    _copy(model, own, taken)
+    merged = {name: taken[name].to(tensor) if name in taken else tensor for name, tensor in own.items()}
+    model.load_state_dict({name: to_native(strip_wrappers(name), merged) for name in model.state_dict()})
     if plan.remark:
         logger.info("%s: %s", origin, plan.remark)
     logger.log(logging.WARNING if report.missing or report.unexpected else logging.INFO, "%s: %s", origin, report)
@@ -160,10 +161,3 @@ def _same_shape(
         raise InputError(f"{origin}: {len(wrong)} tensors have another shape than the model's, the first: {name} "
                          f"{tuple(fitted[name].shape)}, expected {tuple(own[name].shape)}")
     return {name: tensor for name, tensor in fitted.items() if name not in wrong}
-
-
-def _copy(model: nn.Module, own: dict[str, Tensor], taken: dict[str, Tensor]) -> None:
-    """Write the chosen tensors into the model; what is not chosen keeps its values."""
-    merged = {name: taken[name].to(tensor) if name in taken else tensor for name, tensor in own.items()}
-    native = to_native(merged)
-    model.load_state_dict({name: native[strip_wrappers(name)] for name in model.state_dict()})

@@ -11,27 +11,15 @@ from torch import Tensor, nn
 
 OFFICIAL_ENCODER = "backbone.0.encoder.encoder."
 _NATIVE_ENCODER = "backbone.encoder."
-_OFFICIAL_BLOCK = "encoder.layer."
-_NATIVE_BLOCK = "blocks."
-
-_ENCODER_STEMS = {  # official -> native, outside the blocks
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
+_ENCODER_STEMS = {  # ours -> published, outside the blocks
+    "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm",
 }
-_BLOCK_STEMS = {  # official -> native, inside a block
-    "norm1": "norm1",
-    "norm2": "norm2",
-    "attention.output.dense": "attn.proj",
-    "layer_scale1.lambda1": "ls1.gamma",
-    "layer_scale2.lambda1": "ls2.gamma",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
+_BLOCK_STEMS = {  # ours -> published, inside a block
+    "blocks": "encoder.layer", "attn.proj": "attention.output.dense", "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
 }
-_QKV = ("query", "key", "value")  # the order of the rows in the fused matrix
-_OFFICIAL_QKV = re.compile(r"(encoder\.layer\.\d+\.)attention\.attention\.(query|key|value)\.(weight|bias)")
-_NATIVE_QKV = re.compile(r"(blocks\.\d+\.)attn\.qkv\.(weight|bias)")
+_FUSED = re.compile(r"(blocks\.\d+\.)attn\.qkv\.(weight|bias)")
 
 MASK_TOKEN = OFFICIAL_ENCODER + "embeddings.mask_token"
 KEYPOINT_MASK = "_kp_active_mask"
@@ -60,51 +48,28 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename our weights to the published layout, qkv split and the two unused entries added."""
     official: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if not name.startswith(_NATIVE_ENCODER):
-            official[name.replace("backbone.", "backbone.0.", 1) if name.startswith("backbone.") else name] = tensor
-            continue
-        stem = name.removeprefix(_NATIVE_ENCODER)
-        if fused := _NATIVE_QKV.fullmatch(stem):
-            block = OFFICIAL_ENCODER + fused[1].replace(_NATIVE_BLOCK, _OFFICIAL_BLOCK)
-            for part, rows in zip(_QKV, tensor.chunk(3)):
-                official[f"{block}attention.attention.{part}.{fused[2]}"] = rows
-        else:
-            official[OFFICIAL_ENCODER + _rename(stem, _NATIVE_BLOCK, _OFFICIAL_BLOCK, inverse=True)] = tensor
+        names = published_names(name)
+        official |= zip(names, tensor.chunk(3) if len(names) == 3 else [tensor])
     if CLS_TOKEN in official:
         official[MASK_TOKEN] = torch.zeros_like(official[CLS_TOKEN][0])  # (1, C)
         official[KEYPOINT_MASK] = torch.zeros((0, 0), dtype=torch.bool)
     return official
 
 
-def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename published weights to ours; the names of a qkv triple must be complete."""
-    native: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name in UNUSED:
-            continue
-        if not name.startswith(OFFICIAL_ENCODER):
-            native[name.replace("backbone.0.", "backbone.", 1) if name.startswith("backbone.0.") else name] = tensor
-            continue
-        stem = name.removeprefix(OFFICIAL_ENCODER)
-        part = _OFFICIAL_QKV.fullmatch(stem)
-        if part is None:
-            native[_NATIVE_ENCODER + _rename(stem, _OFFICIAL_BLOCK, _NATIVE_BLOCK)] = tensor
-        elif part[2] == _QKV[0]:
-            triple = [state[f"{OFFICIAL_ENCODER}{part[1]}attention.attention.{other}.{part[3]}"] for other in _QKV]
-            block = part[1].replace(_OFFICIAL_BLOCK, _NATIVE_BLOCK)
-            native[f"{_NATIVE_ENCODER}{block}attn.qkv.{part[3]}"] = torch.cat(triple)
-    return native
+def to_native(name: str, official: dict[str, Tensor]) -> Tensor:
+    """Return what one of our weights is in a state under the published names."""
+    parts = [official[published] for published in published_names(name)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _rename(stem: str, block_from: str, block_to: str, *, inverse: bool = False) -> str:
-    """Rename one ViT weight that is neither q, k nor v; an unknown name comes back as it is."""
-    index = ""
-    stems, here, there = _ENCODER_STEMS, "", ""
-    if stem.startswith(block_from):
-        index, stem = stem.removeprefix(block_from).split(".", 1)
-        stems, here, there = _BLOCK_STEMS, f"{block_from}{index}.", f"{block_to}{index}."
-    for official, native in stems.items():
-        source, target = (native, official) if inverse else (official, native)
-        if stem == source or stem.startswith(source + "."):
-            return there + target + stem.removeprefix(source)
-    return here + stem
+def published_names(name: str) -> list[str]:
+    """Return the published name of one of our weights, of a fused qkv matrix the three."""
+    if not name.startswith(_NATIVE_ENCODER):
+        return [name.replace("backbone.", "backbone.0.", 1) if name.startswith("backbone.") else name]
+    stem = name.removeprefix(_NATIVE_ENCODER)
+    fused = _FUSED.fullmatch(stem)
+    stems = [f"{fused[1]}attention.attention.{part}.{fused[2]}" for part in ("query", "key", "value")] if fused else [stem]
+    renamed = _BLOCK_STEMS if stem.startswith("blocks.") else _ENCODER_STEMS
+    for ours, theirs in renamed.items():
+        stems = [stem.replace(ours, theirs, 1) for stem in stems]
+    return [OFFICIAL_ENCODER + stem for stem in stems]

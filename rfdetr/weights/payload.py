@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rfdetr.build import build_model
-from rfdetr.config import VARIANTS, ModelConfig
-from rfdetr.encoders import ENCODERS
+from rfdetr.config import ENCODERS, VARIANTS, ModelConfig
 from rfdetr.errors import InputError
 from rfdetr.weights.names import official_state_dict
 from rfdetr.weights.reading import normalise, origin_of
@@ -24,6 +23,7 @@ MODEL_NAMES = {  # class names of the published package, which its files carry a
 }
 _FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
 _LARGEST = 100_000  # number that a field may have
+FIXED = ("patch_size", "dec_layers", "hidden_dim", "dim_feedforward", "segmentation_head")  # fields that tensors tell
 
 
 def checkpoint_payload(
@@ -87,7 +87,7 @@ def model_config_from_checkpoint(content: dict[str, Any]) -> ModelConfig:
     if variant is None and not {"encoder", "out_feature_indexes", "num_windows", "ca_nheads"} <= said.keys():
         raise InputError(f"{origin}: of no known variant ({found}) and without a model_config that describes it")
     base = VARIANTS[variant] if variant else ModelConfig()
-    fields = {**dataclasses.asdict(base), **said, **_fixed_by(found), **sizes}
+    fields = {**dataclasses.asdict(base), **said, **{name: getattr(found, name) for name in FIXED}, **sizes}
     if "resolution" not in said:
         fields["resolution"] = _resolution(base, fields["positional_encoding_size"])
     if "num_select" not in said and base.num_select == base.num_queries:
@@ -130,13 +130,6 @@ def _variant(content: dict[str, Any], found: TensorFacts, grid: int | None) -> s
     possible = matching_variants(found, grid)
     named = {name: variant for variant, name in MODEL_NAMES.items()}.get(content["model_name"])
     return named if named in possible else next(iter(possible), None)
-
-
-def _fixed_by(found: TensorFacts) -> dict[str, Any]:
-    return {
-        "patch_size": found.patch_size, "dec_layers": found.dec_layers, "hidden_dim": found.hidden_dim,
-        "dim_feedforward": found.dim_feedforward, "segmentation_head": found.segmentation_head,
-    }
 
 
 def _resolution(base: ModelConfig, grid: int) -> int | tuple[int, int]:

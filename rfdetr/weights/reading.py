@@ -81,20 +81,15 @@ def open_plain(path: Path) -> Any:
         raise InputError(f"checkpoint {path}: the file is empty; copy or download it again")
     try:
         if zipfile.is_zipfile(path):
-            _check_records(path)
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise InputError(f"checkpoint {path}: damaged, the checksum of its record {damaged!r} is wrong; get it again")
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # bytes of unknown origin: the unpickler may raise anything
         raise InputError(f"checkpoint {path}: {_reason(error)}") from error
-
-
-def _check_records(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise InputError(f"checkpoint {path}: damaged, the checksum of its record {damaged!r} is wrong; get it again")
 
 
 def _reason(error: Exception) -> str:

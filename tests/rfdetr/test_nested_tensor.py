@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rfdetr.data import preprocess
-from rfdetr.data.pixel_batch import PixelBatch
+from rfdetr.data.loader import PixelBatch
 from rfdetr.errors import InputError
 from rfdetr.nested_tensor import NestedTensor, collate
 

@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 from engine.hook import LIGHTNING_METHODS
 from rfdetr.training.command_line import ExitCode, run_tool
-from rfdetr.training.migration_table import EFFECT, HERE, LEGACY, MODEL, TRAIN, TRAINER
+from rfdetr.training.migration_table import LEGACY, MODEL, TRAIN, TRAINER, Row, is_option
 
+EFFECT = "tests/tools/test_every_option.py::test_changing_an_option_has_an_effect"
+HERE = "tests/rfdetr/training/test_migration.py::"
 TRAINING, HOOKS, TOOLS = "tests/rfdetr/training/", "tests/hooks/", "tests/tools/"
 
 
@@ -176,8 +178,51 @@ ULTRALYTICS = [
     Line("max_det", "eval.max_dets, model.num_queries", "an image has at most num_queries detections", _effect("eval.max_dets")),
     Line("conf, iou, agnostic_nms", "rfdetr predict --threshold", "a DETR needs no NMS",
          f"{TOOLS}test_predict.py::test_a_threshold_that_no_score_can_have_is_refused"),
-    Line("compile", "train.compile", "", f"{TOOLS}test_start.py::test_blocks_are_compiled_on_request"),
+    Line("compile", "train.compile", "", f"{TOOLS}test_start.py::test_parts_are_compiled_on_request"),
 ]
+PROOFS = {  # test -> the settings, by their first name, that it is about; those of others show the effect of their option
+    "tests/test_equivalence.py::test_one_batch_accumulated_batches_and_two_processes_train_the_same_detector": "grad_accum_steps",
+    "tests/rfdetr/training/test_memory.py::test_the_run_is_that_with_the_number_given": "auto_batch_target_effective",
+    "tests/rfdetr/training/test_memory.py::test_the_worst_step_has_the_largest_scale_and_the_most_crowded_images":
+        "auto_batch_max_targets_per_image",
+    "tests/rfdetr/test_optim.py::test_param_groups_golden": "lr lr_encoder weight_decay lr_vit_layer_decay lr_component_decay",
+    "tests/rfdetr/test_optim.py::test_optimizer_by_name_or_path": "optimizer",
+    "tests/rfdetr/test_optim.py::test_lr_multiplier_golden": "lr_scheduler warmup_epochs lr_drop lr_min_factor",
+    "tests/rfdetr/training/test_migration.py::test_schedules": "lr_scheduler_kwargs",
+    "tests/tools/test_train.py::test_the_seed_decides_everything_that_is_drawn": "seed",
+    "tests/hooks/test_ema.py::test_legacy_formula": "ema_decay ema_tau",
+    "tests/hooks/test_ema.py::test_update_every_counts_updates": "ema_update_interval",
+    "tests/hooks/test_drop_path.py::test_schedules_of_the_goldens": "drop_path drop_mode drop_schedule cutoff_epoch",
+    "tests/rfdetr/losses/test_criterion.py::test_golden_losses_and_gradients":
+        "cls_loss_coef mask_ce_loss_coef mask_dice_loss_coef mask_point_sample_ratio ia_bce_loss "
+        "bbox_loss_coef giou_loss_coef focal_alpha sum_group_losses use_varifocal_loss",
+    "tests/rfdetr/training/test_data_options.py::test_a_part_of_the_classes_and_of_the_images": "class_names",
+    "tests/rfdetr/data/test_multi_scale.py::test_golden_sizes_and_draws":
+        "multi_scale expanded_scales do_random_resize_via_padding",
+    "tests/rfdetr/training/test_migration.py::test_augmentation": "aug_config scale_jitter",
+    "tests/rfdetr/data/test_recipes.py::test_same_samples_for_any_number_of_workers_and_after_a_resume": "augmentation_backend",
+    "tests/hooks/test_coco_eval.py::test_every_epochs_and_the_last": "eval_interval",
+    "tests/rfdetr/evaluation/test_coco.py::test_equal_to_pycocotools_in_float64": "eval_max_dets",
+    "tests/rfdetr/evaluation/test_coco.py::test_tables_are_those_of_pycocotools": "eval_backend",
+    "tests/hooks/test_early_stop.py::test_goldens":
+        "early_stopping early_stopping_patience early_stopping_min_delta early_stopping_use_ema",
+    "tests/rfdetr/training/test_memory.py::test_preflight_refuses_what_does_not_fit_and_changes_nothing": "num_sanity_val_steps",
+    "tests/rfdetr/training/test_foreign.py::test_weights_average_and_epoch_are_taken": "resume ckpt_path",
+    "tests/hooks/test_trackers.py::test_wandb_itself_offline": "run",
+    "tests/tools/test_two_nodes.py::test_two_nodes_train_what_one_process_trains": "devices trainer.devices",
+    "tests/tools/test_every_option.py::test_changing_an_option_has_an_effect[train.sync_bn]": "sync_bn trainer.sync_batchnorm",
+    "tests/rfdetr/weights/test_names.py::test_names_and_shapes_equal_the_published_ones": "model_name encoder two_stage",
+    "tests/rfdetr/weights/test_class_head.py::test_rows_go_by_name": "pretrain_weights",
+    "tests/rfdetr/training/test_config.py::test_classes_come_from_the_data_unless_given": "num_classes",
+    "tests/rfdetr/training/test_config.py::test_a_position_table_as_large_as_the_input_follows_the_resolution": "resolution",
+    "tests/rfdetr/training/test_config.py::test_the_number_of_queries_is_also_the_number_of_detections": "num_queries",
+    "tests/tools/test_start.py::test_frozen_parts_do_not_change_and_the_rest_does": "freeze_encoder",
+    "tests/tools/test_start.py::test_parts_are_compiled_on_request": "compile",
+    "tests/rfdetr/test_optim.py::test_fused_kernels_are_used_where_the_device_has_them": "fused_optimizer",
+    "tests/rfdetr/losses/test_matcher.py::test_golden": "set_cost_class set_cost_bbox set_cost_giou",
+    "tests/hooks/test_drop_path.py::test_the_model_is_told_only_of_changes": "dropout",
+    "tests/tools/test_train.py::test_a_users_hook_sees_all_points_in_order": "trainer.callbacks",
+}
 INTRODUCTION = """# Coming from another trainer
 
 <!-- made by tests/tools/migrating_page.py; `python tests/tools/migrating_page.py --write tools/MIGRATING.md` after a change -->
@@ -199,13 +244,18 @@ SECTIONS = [
 
 def all_lines() -> dict[str, list[Line]]:
     """Return the rows of all tables by heading."""
-    found = {heading: [Line(", ".join(row.names), row.ours, row.note, row.test) if not isinstance(row,
-         Line) else row for row in rows]
-             for heading, rows in SECTIONS}
+    found = {heading: [_line(row) if isinstance(row, Row) else row for row in rows] for heading, rows in SECTIONS}
     refused = "tests/engine/test_hook.py::test_a_method_of_lightning_is_refused_with_what_takes_its_place"
     methods = [Line(name, ", ".join(f"hooks.Hook.{point}" for point in re.findall(r"\w*_\w+|close", place)), "", refused)
                for name, place in LIGHTNING_METHODS.items()]
     return {**found, "Methods of Lightning's callbacks, which a hook with one of them is refused for": methods}
+
+
+def _line(row: Row) -> Line:
+    option = row.ours.split(",")[0]
+    usual = _effect(option) if is_option(option) else f"{HERE}test_what_has_no_counterpart_is_said"
+    test = next((test for test, names in PROOFS.items() if row.names[0] in names.split()), usual)
+    return Line(", ".join(row.names), row.ours, row.note, test)
 
 
 def page() -> str:

@@ -253,7 +253,7 @@ def test_cameras_and_addresses_that_are_not_there(run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="0 is a video, which must be the only input"):
         run("--input", "0", "a.jpg")
     monkeypatch.setitem(sys.modules, "av", None)  # as if it were not installed
-    with pytest.raises(InputError, match=r"need PyAV, which is not installed: .*\.\[video\]"):
+    with pytest.raises(InputError, match=r"need PyAV, which is not installed; .*\.\[video\]"):
         run("--input", "0")
     assert not (tmp_path / "found").exists()
 

@@ -9,8 +9,8 @@ import yaml
 
 from rfdetr.data import Category, LabelMap, open_dataset
 from rfdetr.data.class_matching import differences, match_classes
-from rfdetr.data.coco_classes import COCO_CLASSES
 from rfdetr.errors import InputError
+from rfdetr.weights.class_head import COCO_CLASSES
 
 SIZE = {"image_size": (32, 32)}
 CAT_DOG = LabelMap((3, 7), ("cat", "dog"))

@@ -8,10 +8,10 @@ import torch
 
 from rfdetr.build import build_model
 from rfdetr.config import VARIANTS
-from rfdetr.data.coco_classes import COCO_CLASSES
 from rfdetr.data.label_map import LabelMap
 from rfdetr.errors import InputError
 from rfdetr.weights import average_can_continue, checkpoint_classes, checkpoint_payload, load_weights, official_state_dict
+from rfdetr.weights.class_head import COCO_CLASSES
 
 CAT_DOG = LabelMap((1, 2), ("cat", "dog"))
 WITH_BIRD = LabelMap((0, 1, 2), ("bird", "cat", "dog"))
