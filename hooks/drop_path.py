@@ -1,7 +1,5 @@
 """Stochastic depth and dropout whose rates follow a schedule over the run."""
 
-
-
 import numpy as np
 
 from engine.hook import Hook

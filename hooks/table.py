@@ -68,7 +68,7 @@ def cells(trainer: Trainer, columns: Sequence[Column], row: Mapping[str, float |
 def _text(key: str, value: float | str) -> str:
     if isinstance(value, str):
         return value or NOTHING
-    is_metric = not key.rpartition("/")[2].removeprefix("ema_").startswith("loss")
+    is_metric = direction(key) > 0
     if not math.isfinite(value) or is_metric and value < 0:  # -1: there is nothing to measure
         return NOTHING
     return f"{value:.1f}" if key == "images/s" else f"{value:.4f}" if "/" in key and is_metric else f"{value:.4g}"
