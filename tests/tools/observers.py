@@ -207,8 +207,8 @@ def block_calls(config: RunConfig) -> int:
 
 
 def compiled_blocks(config: RunConfig) -> int:
-    """How many blocks will be compiled when they are first used, which would take minutes."""
-    return sum(block._compiled_call_impl is not None for block in build_trainer(config).unwrapped_model.blocks)
+    """How many parts will be compiled when they are first used, which would take minutes."""
+    return sum(unit._compiled_call_impl is not None for unit in build_trainer(config).unwrapped_model.compile_units)
 
 
 def steps_tried(config: RunConfig) -> int:
