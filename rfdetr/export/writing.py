@@ -10,6 +10,7 @@ from types import ModuleType
 
 import torch
 
+from rfdetr.errors import InputError
 from rfdetr.extras import import_extra
 
 OPSET = 18  # what PyTorch's exporter writes itself; GridSample needs 16, LayerNormalization 17
@@ -25,12 +26,21 @@ def import_onnx(package: str) -> ModuleType:
 def write_onnx(
     program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], metadata: dict[str, str], *, opset: int = OPSET
 ) -> None:
-    """Write a program as an ONNX file, with the metadata in its ``metadata_props``."""
+    """Write a program as an ONNX file, with the metadata in its ``metadata_props``.
+
+    Raises:
+        InputError: this PyTorch cannot, as 2.6 with any number of pictures.
+    """
     for package in ("onnx", "onnxscript"):
         import_onnx(package)
-    with _quiet():
-        made = torch.onnx.export(program, input_names=list(program.graph_signature.user_inputs), output_names=list(outputs),
-                                 opset_version=opset, dynamo=True, verbose=False)
+    try:
+        with _quiet():
+            made = torch.onnx.export(program, input_names=list(program.graph_signature.user_inputs), output_names=list(outputs),
+                                     opset_version=opset, dynamo=True, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise InputError(f"PyTorch {torch.__version__} cannot write this model as ONNX ({reason}); update torch and torchvision, "
+                         "or take a fixed batch_size and fp32") from error
     for value in (*made.model.graph.inputs, *made.model.graph.outputs):
         if not isinstance(value.shape[0], int):
             value.shape[0] = "batch"
