@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -63,9 +64,14 @@ def in_child(action: Callable[[], Any]) -> int:
 
 
 def _quietly(action: Callable[[], Any]) -> None:
+    shown = sys.stderr  # pytest shows it if the test fails
     with open(os.devnull, "w") as nowhere:
         sys.stdout = sys.stderr = nowhere
-        action()
+        try:
+            action()
+        except BaseException:
+            traceback.print_exc(file=shown)
+            raise
 
 
 def run_in_child(run: RunConfig, before: Callable[[], Any] = lambda: None, **arguments: Any) -> int:
