@@ -128,4 +128,4 @@ def _open_session(path: Path, device: torch.device | str) -> Any:
         return runtime.InferenceSession(path.as_posix(), options, providers=[(PROVIDERS[device.type], settings)])
     except Exception as error:  # ONNX Runtime has errors of its own for bytes of unknown origin
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path}: ONNX Runtime cannot open it ({reason}); export it again") from error
+        raise InputError(f"{path}: ONNX Runtime cannot open it ({reason}); export it again, with a newer PyTorch") from error

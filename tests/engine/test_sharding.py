@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from toy import ToyModel, make_trainer, weights
 
 from engine import load_checkpoint
 from engine.distributed import leave_process_group, sync_batch_norms
-from engine.sharding import can_shard_on_cpu, load_model_state, load_optimizer_state, shard, whole
+from engine.sharding import can_shard_on_cpu, divided, shard, whole
 
 SCRIPT = """
 import copy, sys, torch
@@ -103,20 +102,15 @@ def test_a_pytorch_that_cannot_is_named(monkeypatch):
         shard(ToyModel(), [], torch.device("cpu"))
 
 
-def test_whole_states_are_divided_in_any_pytorch(tmp_path):
+def test_whole_tensors_are_divided_in_any_pytorch(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting_point", rank=0, world_size=1)
     try:
-        mesh, model = init_device_mesh("cpu", (1,)), nn.Linear(3, 5)
-        state = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
-        for name, value in list(model.named_parameters()):
-            setattr(model, name, nn.Parameter(distribute_tensor(value.detach(), mesh, [Shard(0)])))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        load_model_state(model, state)
-        moments = {index: {"momentum_buffer": value} for index, value in enumerate(state.values())}
-        load_optimizer_state(optimizer, {**optimizer.state_dict(), "state": moments})
-        assert all(buffer["momentum_buffer"].placements == (Shard(0),) for buffer in optimizer.state.values())
-        torch.testing.assert_close(whole(model.state_dict()), state, rtol=0, atol=0)
-        torch.testing.assert_close(whole(optimizer.state_dict()["state"]), moments, rtol=0, atol=0)
+        value = torch.randn(5, 3)
+        part = distribute_tensor(torch.zeros(5, 3), init_device_mesh("cpu", (1,)), [Shard(0)])
+        found = divided(value, part)
+        assert found.placements == (Shard(0),)
+        torch.testing.assert_close(whole({"a": [found]}), {"a": [value]}, rtol=0, atol=0)
+        assert divided(value[:2], part).shape == (2, 3) and divided(7, part) == 7, "what does not fit stays as it is"
     finally:
         leave_process_group()
 
