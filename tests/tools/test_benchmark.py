@@ -101,7 +101,7 @@ def test_another_interpreter_does_the_same_work(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--rows", "step,loses"], "--rows: 'loses' is no row; did you mean losses?"),
-    (["--rows", ""], "--rows: '' is no row; there are step, forward"),
+    (["--rows", ""], "--rows: '' is no row; there are: step, forward"),
     (["--against", "/nowhere/python"], "--against /nowhere/python: there is no such program; give the Python"),
     (["--repeats", "0"], "--repeats 0: it must be 1 or more"),
     (["--train.device", "cuda:63"], "train.device: .*cuda:63"),
