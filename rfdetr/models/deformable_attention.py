@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -105,19 +105,16 @@ def sample_repeatably(maps: Tensor, points: Tensor) -> Tensor:
     On CUDA grid_sample's backward adds up in an order that differs from run to run. `index_select`'s does not, if PyTorch has
     been asked for deterministic algorithms.
     """
-    num_maps, channels, height, width = maps.shape
+    channels, height, width = maps.shape[1:]
     rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
-    sizes = points.new_tensor((width, height))
-    places = (points + 1) * (sizes / 2) - 0.5
-    corner = places.detach().floor()
-    share = places - corner  # of the right and lower neighbours
     first = torch.arange(0, len(rows), height * width, device=maps.device).view(-1, 1, 1)
-    total = 0
-    for offset in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        at = corner + corner.new_tensor(offset)
-        is_inside = ((at >= 0) & (at < sizes)).all(-1)
-        x, y = at.nan_to_num().clamp(min=0).minimum(sizes - 1).long().unbind(-1)
-        weight = torch.where(corner.new_tensor(offset) > 0, share, 1 - share).prod(-1) * is_inside
-        found = rows.index_select(0, (first + y * width + x).flatten()).view(*weight.shape, channels)
-        total = total + found * weight[..., None]
+    x, y = (((points[..., axis] + 1) * size - 1) / 2 for axis, size in enumerate((width, height)))
+    left, top = x.detach().floor(), y.detach().floor()
+    total: Any = 0
+    for at_x, share_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for at_y, share_y in ((top, top + 1 - y), (top + 1, y - top)):
+            is_inside = (at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height)
+            column, row = (at.nan_to_num().clamp(0, size - 1).long() for at, size in ((at_x, width), (at_y, height)))
+            found = rows.index_select(0, (first + row * width + column).flatten()).view(*column.shape, channels)
+            total = total + found * (share_x * share_y * is_inside)[..., None]
     return total.permute(0, 3, 1, 2)
